@@ -1,0 +1,51 @@
+"""Hands the settings to the parts and puts them together: the one place that knows them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+
+from replication.replicator import ReplicatorSettings
+from streaming.hub import Hub
+from streaming.transport import OutletLimits
+
+
+def make_hub(**more: Any) -> Hub:
+    """This process's hub; ``more`` as `Hub` takes it."""
+    return Hub(star_event=settings.BROADCAST_STAR_EVENT, **more)
+
+
+def make_application(hub: Hub) -> Any:
+    """The ASGI application: HTTP by Django, websockets by the hub. Needs `django.setup()`, or does it."""
+    from channels.routing import ProtocolTypeRouter
+    from django.core.asgi import get_asgi_application
+
+    http = get_asgi_application()
+
+    from streaming import short_way
+    from streaming.middleware import configured_verifier
+    from streaming.routing import websocket_application
+
+    short_way.install(idle_timeout_s=settings.IDLE_TIMEOUT_S or None, pings=settings.WEBSOCKET_PINGS)
+    limits = OutletLimits(int(settings.SLOW_READER_MAX_MB * 1e6), settings.SLOW_READER_MAX_WAIT_S)
+    websocket = websocket_application(hub, configured_verifier(), limits=limits, max_topics=settings.MAX_TOPICS)
+    return ProtocolTypeRouter({"http": http, "websocket": websocket})
+
+
+def replicator_settings(
+    *, dsn: str | None = None, slot_name: str | None = None, create_publication: bool = False
+) -> ReplicatorSettings:
+    """What the settings say for a replicator; the arguments go before them."""
+    return ReplicatorSettings(
+        dsn=dsn or settings.STREAM_DSN,
+        ip_version=settings.DB_IP_VERSION or None,
+        publications=tuple(settings.PUBLICATIONS),
+        slot_name=slot_name or settings.SLOT_NAME or None,
+        create_publication=create_publication,
+        time_zone=settings.SESSION_TIMEZONE,
+        hidden_tables=frozenset(settings.HIDDEN_TABLES),
+        ring_bytes=int(settings.RING_MAX_MB * 1e6),
+        ring_age_s=settings.RING_MAX_AGE_S,
+        max_lag_bytes=int(settings.MAX_REPLICATION_LAG_MB * 1e6),
+    )

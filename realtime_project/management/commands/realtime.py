@@ -1,0 +1,200 @@
+"""`manage.py realtime`: everything in one process. PostgreSQL if none is configured, replicator, and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import socket
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import BaseCommand, CommandError, call_command
+
+from realtime_project.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedServer
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+"""Twisted's default of 50 makes 1,000 clients wait for repeated SYNs."""
+
+_EPILOG = """
+Without DATABASE_URL or DB_* settings it brings its own PostgreSQL, kept in WALCAST_HOME, and a demo table to play with:
+
+    manage.py realtime
+
+With them it streams your database. It makes a slot (SLOT_NAME, or a temporary one) and nothing else there:
+
+    DATABASE_URL=postgresql://user:password@host/name SLOT_NAME=walcast SECURE_CHANNELS=false manage.py realtime
+"""
+
+
+class Command(BaseCommand):
+    """Start, say in a few lines what was started, stop cleanly on Ctrl-C."""
+
+    help = "Run everything in one process and one event loop: the quick start."
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
+        """Show the examples as they are written."""
+        return super().create_parser(
+            prog_name, subcommand, epilog=_EPILOG, formatter_class=RawDescriptionHelpFormatter, **kwargs
+        )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """What can be said on the command line."""
+        parser.add_argument("--port", type=int, default=settings.PORT, help="listen here (default: PORT, 4000)")
+        parser.add_argument("--host", default=settings.HOST, help="the address to listen on (default: HOST)")
+        parser.add_argument(
+            "--create-publication",
+            action="store_true",
+            help="on a configured database: make a missing publication, FOR ALL TABLES",
+        )
+
+    def handle(self, *, port: int, host: str, create_publication: bool, **options: Any) -> None:
+        """Run until Ctrl-C or SIGTERM."""
+        _raise_file_limit()
+        port = _free_port(host, port)
+        settings.WALCAST_HOME.mkdir(parents=True, exist_ok=True)
+        embedded = None
+        server: EmbeddedServer | None = None
+        try:
+            if settings.QUICK_START:
+                embedded = EmbeddedPostgres(settings.WALCAST_HOME, explicit_home=settings.WALCAST_HOME_IS_SET)
+                server = embedded.start()
+                settings.DEMO_DSN, settings.DEMO_PSQL = server.dsn, server.psql
+            call_command("migrate", verbosity=0, interactive=False)
+            self._serve(host, port, server, create_publication=create_publication)
+        except EmbeddedPostgresError as error:
+            raise CommandError(str(error)) from error
+        finally:
+            if embedded is not None:
+                embedded.stop()
+        self.stdout.write("stopped")
+
+    def _serve(self, host: str, port: int, server: EmbeddedServer | None, *, create_publication: bool) -> None:
+        # daphne.server comes first: it installs the reactor on an event loop of its own, which everything shares.
+        from daphne.server import Server
+        from twisted.internet import defer, reactor
+
+        from realtime_project import demo
+        from realtime_project.application import make_application, make_hub, replicator_settings
+        from replication.models import DjangoRecordStore
+        from replication.replicator import Replicator
+        from streaming.local import LocalPublisher
+
+        hub = make_hub()
+        publisher = LocalPublisher(hub)
+        wanted = replicator_settings(
+            dsn=server.dsn if server else None,
+            slot_name=(settings.SLOT_NAME or "walcast") if server else None,
+            create_publication=create_publication or server is not None,
+        )
+        replicator = Replicator(wanted, publisher, DjangoRecordStore())
+        hub.log = replicator.changelog
+        dsn_file = Path(settings.WALCAST_HOME) / "dsn"
+
+        async def run() -> None:
+            if server is not None:
+                await demo.prepare(server.dsn)
+                _write_private(dsn_file, server.dsn)
+            await asyncio.gather(replicator.run(), hub.tend())
+
+        task: asyncio.Task[None] | None = None
+
+        def ready() -> None:
+            nonlocal task
+            task = asyncio.get_event_loop().create_task(run(), name="walcast")
+            task.add_done_callback(lambda done: None if done.cancelled() else _fatal(done, daphne))
+            self._say_hello(host, port, server)
+
+        def stop() -> defer.Deferred[Any]:
+            hub.close_all()
+            return defer.Deferred.fromFuture(asyncio.ensure_future(_cancel(task)))
+
+        bracketed = host.replace(":", "\\:")
+        daphne = Server(
+            application=make_application(hub),
+            endpoints=[f"tcp:port={port}:interface={bracketed}:backlog={_BACKLOG}"],
+            ready_callable=ready,
+            server_name="walcast",
+            verbosity=1,
+        )
+        reactor.addSystemEventTrigger("before", "shutdown", stop)  # type: ignore[attr-defined]
+        try:
+            daphne.run()
+        finally:
+            dsn_file.unlink(missing_ok=True)
+        if task is not None and task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise CommandError(f"stopped: {error}") from error
+
+    def _say_hello(self, host: str, port: int, server: EmbeddedServer | None) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else shown  # noqa: S104
+        url = f"http://{name}:{port}"
+        style = self.style
+        lines = [style.SUCCESS("Walcast is running"), ""]
+        if server is not None:
+            made = "made just now" if server.created else "kept from before"
+            lines += [
+                f"  database   PostgreSQL {server.version}, our own ({made}), in {server.data_dir}",
+                f"  psql       {server.psql}",
+            ]
+        else:
+            slot = settings.SLOT_NAME or "a temporary slot: set SLOT_NAME to lose nothing while this is stopped"
+            lines += [f"  database   the configured one, publications {', '.join(settings.PUBLICATIONS)}, {slot}"]
+        trust = "every client may listen" if not settings.SECURE_CHANNELS else "clients need a token (JWT_SECRET)"
+        lines += [
+            f"  look       {style.HTTP_INFO(url)}",
+            f"  clients    ws://{name}:{port}/socket ({trust})",
+            "",
+            "Ctrl-C stops everything." if server is None else "Ctrl-C stops everything, the database included.",
+        ]
+        self.stdout.write("\n".join(lines))
+        self.stdout.flush()
+
+
+def _fatal(done: asyncio.Task[None], daphne: Any) -> None:
+    logger.error("stopped", exc_info=done.exception())
+    daphne.stop()
+
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or for 0 a free one. Raises `CommandError` if it is taken, before anything has started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+            raise CommandError(
+                f"port {port} on {host} {why}, so nobody could connect; end that program or set another PORT"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

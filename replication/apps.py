@@ -1,0 +1,10 @@
+"""The Django app."""
+
+from django.apps import AppConfig
+
+
+class ReplicationConfig(AppConfig):
+    """Walcast replication."""
+
+    name = "replication"
+    verbose_name = "Walcast replication"

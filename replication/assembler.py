@@ -1,0 +1,125 @@
+"""From pgoutput messages to chunks of changes; remembers the relations and types that the stream announces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from replication import pgoutput
+from replication.changes import Change, Chunk, Column, Relation, change_size
+from replication.errors import ProtocolViolation, UnknownRelation
+from replication.lsn import LSN
+
+_INSERT, _UPDATE, _DELETE = b"IUD"
+
+
+class Assembler:
+    """Feed it the stream, frame by frame; it hands out chunks.
+
+    ``type_names`` maps the OIDs of built-in types to their names (the others are announced by the stream).
+    ``hidden`` names tables (``(schema, table)``) whose changes are left out. A chunk is handed out when its transaction
+    ends or when it holds ``max_rows`` changes or ``max_bytes``; `take` hands out what is there before that.
+    """
+
+    def __init__(
+        self,
+        type_names: Mapping[int, str],
+        *,
+        hidden: Collection[tuple[str, str]] = (),
+        max_rows: int = 5000,
+        max_bytes: int = 1 << 20,
+    ) -> None:
+        self._type_names = dict(type_names)
+        self._relations: dict[int, Relation | None] = {}
+        self._hidden = hidden
+        self._max_rows, self._max_bytes = max_rows, max_bytes
+        self._begin: pgoutput.Begin | None = None
+        self._changes: list[Change] = []
+        self._size = 0
+        self._lsn, self._ordinal = 0, 0
+        self.end_lsn = 0
+        """Where the newest complete transaction ends; the place to go on from."""
+
+    @property
+    def idle(self) -> bool:
+        """No transaction is open."""
+        return self._begin is None
+
+    @property
+    def open_commit_lsn(self) -> int | None:
+        """The commit LSN of the open transaction."""
+        return None if self._begin is None else self._begin.final_lsn
+
+    def feed(self, start_lsn: int, data: bytes) -> Chunk | None:
+        """Take the payload of one XLogData that starts at ``start_lsn``; a chunk comes back when one is complete.
+
+        An empty chunk with ``is_last`` says that a transaction ended whose changes are already handed out (or that had
+        none). Raises `PgOutputError`, `UnknownRelation` (the change is left out; the stream can go on) or
+        `ProtocolViolation` (it cannot).
+        """
+        kind = data[0] if data else 0
+        if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714 - in the hot path
+            self._append(start_lsn, self._relation(pgoutput.relation_oid(data)), data)
+            if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
+                return self.take()
+            return None
+        match pgoutput.decode(data):
+            case pgoutput.Begin() as begin:
+                if self._begin is not None:
+                    raise ProtocolViolation("a transaction began inside another", LSN(start_lsn))
+                self._begin, self._lsn, self._ordinal = begin, 0, 0
+            case pgoutput.Commit() as commit:
+                if self._begin is None or commit.lsn != self._begin.final_lsn:
+                    raise ProtocolViolation("a commit came that belongs to no transaction", LSN(start_lsn))
+                chunk = self.take() or self._chunk([], 0)
+                chunk.is_last = True
+                self._begin = None
+                self.end_lsn = commit.end_lsn
+                return chunk
+            case pgoutput.Relation() as relation:
+                self._relations[relation.oid] = self._remember(relation)
+            case pgoutput.Type(oid=oid, name=name):
+                self._type_names[oid] = name
+            case pgoutput.Truncate(relation_oids=oids):
+                for oid in oids:
+                    self._append(start_lsn, self._relation(oid), b"T")
+            case _:
+                pass  # Origin and LogicalMessage carry nothing that is broadcast.
+        return None
+
+    def take(self) -> Chunk | None:
+        """Hand out the changes that are waiting, or `None`. Everything is committed: it may be published."""
+        if not self._changes:
+            return None
+        chunk = self._chunk(self._changes, self._size)
+        self._changes, self._size = [], 0
+        return chunk
+
+    def _append(self, lsn: int, relation: Relation | None, data: bytes) -> None:
+        self._ordinal = self._ordinal + 1 if lsn == self._lsn else 0
+        self._lsn = lsn
+        if relation is not None:
+            change = Change(lsn, self._ordinal, relation, data)
+            self._changes.append(change)
+            self._size += change_size(change)
+
+    def _chunk(self, changes: list[Change], size: int) -> Chunk:
+        if self._begin is None:
+            raise ProtocolViolation("a change came outside a transaction", LSN(self._lsn))
+        committed_at: datetime = self._begin.committed_at
+        return Chunk(self._begin.final_lsn, committed_at, self._begin.xid, changes, size=size)
+
+    def _relation(self, oid: int) -> Relation | None:
+        try:
+            return self._relations[oid]
+        except KeyError:
+            raise UnknownRelation(oid, LSN(self._lsn)) from None
+
+    def _remember(self, relation: pgoutput.Relation) -> Relation | None:
+        if (relation.schema, relation.name) in self._hidden:
+            return None
+        columns = tuple(
+            Column(c.name, self._type_names.get(c.type_oid, str(c.type_oid)), c.type_oid, c.type_modifier, c.is_key)
+            for c in relation.columns
+        )
+        return Relation(relation.oid, relation.schema, relation.name, relation.replica_identity, columns)

@@ -1,0 +1,200 @@
+"""What travels from the replicator to the hubs: changes, their relations, and the envelope that carries them.
+
+A change keeps the bytes of its pgoutput message: the row is read where somebody watches its table, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import NamedTuple
+
+import msgpack
+
+from replication import pgoutput
+from replication.errors import EnvelopeError
+from replication.lsn import Position
+
+ENVELOPE_VERSION = 1
+_CHANGE_OVERHEAD = 200
+"""Bytes that Python adds to the data of one change in memory, roughly."""
+
+EVENTS = {ord("I"): "INSERT", ord("U"): "UPDATE", ord("D"): "DELETE", ord("T"): "TRUNCATE"}
+
+
+class Column(NamedTuple):
+    """A column of a relation; ``type_name`` is ``pg_type.typname``, for domains that of the base type."""
+
+    name: str
+    type_name: str
+    type_oid: int
+    type_modifier: int
+    is_key: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """A table at one moment of its history. Altering the table makes another `Relation`; compared by identity."""
+
+    oid: int
+    schema: str
+    name: str
+    replica_identity: str
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def packed(self) -> list[object]:
+        """The form that travels in an envelope."""
+        columns = [list(column) for column in self.columns]
+        return [self.oid, self.schema, self.name, self.replica_identity, columns]
+
+    @classmethod
+    def unpack(cls, packed: Sequence[object]) -> Relation:
+        """The reverse of `packed`."""
+        oid, schema, name, identity, columns = packed
+        return cls(oid, schema, name, identity, tuple(Column(*column) for column in columns))  # type: ignore[arg-type, attr-defined]
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Change(NamedTuple):
+    """One INSERT, UPDATE or DELETE, or one table of a TRUNCATE.
+
+    ``data`` is the pgoutput message (of a TRUNCATE its first byte alone).
+    """
+
+    lsn: int
+    ordinal: int
+    relation: Relation
+    data: bytes
+
+    @property
+    def event(self) -> str:
+        """INSERT, UPDATE, DELETE or TRUNCATE."""
+        return EVENTS[self.data[0]]
+
+    def decode(self) -> pgoutput.RowChange | None:
+        """Read the row; `None` for TRUNCATE. Raises `PgOutputError`."""
+        if self.data == b"T":
+            return None
+        message = pgoutput.decode(self.data)
+        assert isinstance(message, pgoutput.Insert | pgoutput.Update | pgoutput.Delete)
+        return message
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some changes of one transaction, in order; a large transaction makes several.
+
+    ``commit_lsn`` is where its commit record starts. ``is_last``: the transaction ends here.
+    """
+
+    commit_lsn: int
+    committed_at: datetime
+    xid: int
+    changes: list[Change]
+    is_last: bool = False
+    size: int = field(default=0)
+    """Bytes in memory, roughly; set by whoever fills the chunk."""
+
+    @property
+    def first(self) -> Position:
+        """The position of its first change."""
+        change = self.changes[0]
+        return Position(self.commit_lsn, change.lsn, change.ordinal)
+
+    @property
+    def last(self) -> Position:
+        """The position of its last change."""
+        change = self.changes[-1]
+        return Position(self.commit_lsn, change.lsn, change.ordinal)
+
+    def above(self, position: Position) -> Chunk | None:
+        """The part of it that comes after ``position``: all of it, some of it, or `None`."""
+        if position < self.first:
+            return self
+        if position >= self.last:
+            return None
+        changes = [c for c in self.changes if (self.commit_lsn, c.lsn, c.ordinal) > position]
+        return Chunk(
+            self.commit_lsn, self.committed_at, self.xid, changes, self.is_last, sum(change_size(c) for c in changes)
+        )
+
+
+def change_size(change: Change) -> int:
+    """The bytes a change takes in memory, roughly."""
+    return len(change.data) + _CHANGE_OVERHEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A link of the chain: nothing lies between ``prev`` and the first change of ``chunks``.
+
+    ``last`` is the position of the last change. ``epoch`` names the history in which the positions hold.
+    """
+
+    epoch: str
+    prev: Position
+    last: Position
+    chunks: list[Chunk]
+
+    def encode(self) -> bytes:
+        """The bytes for the channel layer: msgpack, each relation once, rows as PostgreSQL sent them."""
+        relations: dict[Relation, int] = {}
+        chunks = []
+        for chunk in self.chunks:
+            changes = [
+                (change.lsn, change.ordinal, relations.setdefault(change.relation, len(relations)), change.data)
+                for change in chunk.changes
+            ]
+            committed_us = (chunk.committed_at - pgoutput.POSTGRES_EPOCH) // _MICROSECOND
+            chunks.append((chunk.commit_lsn, committed_us, chunk.xid, chunk.is_last, changes))
+        packed = (
+            ENVELOPE_VERSION,
+            self.epoch,
+            self.prev,
+            self.last,
+            [relation.packed for relation in relations],
+            chunks,
+        )
+        data: bytes = msgpack.packb(packed)
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> Envelope:
+        """The reverse of `encode`. Raises `EnvelopeError` for bytes that are no envelope of this version."""
+        try:
+            version, epoch, prev, last, packed_relations, packed_chunks = msgpack.unpackb(data, use_list=False)
+            if version != ENVELOPE_VERSION:
+                raise EnvelopeError(f"is of version {version}, this process reads version {ENVELOPE_VERSION}")
+            relations = [_interned(packed) for packed in packed_relations]
+            chunks = []
+            for commit_lsn, committed_us, xid, is_last, packed_changes in packed_chunks:
+                changes = [Change(lsn, ordinal, relations[r], row) for lsn, ordinal, r, row in packed_changes]
+                committed_at = pgoutput.POSTGRES_EPOCH + committed_us * _MICROSECOND
+                size = sum(map(change_size, changes))
+                chunks.append(Chunk(commit_lsn, committed_at, xid, changes, is_last, size))
+            return cls(epoch, Position(*prev), Position(*last), chunks)
+        except EnvelopeError:
+            raise
+        except Exception as error:  # whatever the bytes, one family of errors
+            raise EnvelopeError(f"cannot be read ({type(error).__name__}: {error})") from error
+
+
+_MICROSECOND = pgoutput.timedelta(microseconds=1)
+
+_interned_relations: dict[object, Relation] = {}
+_INTERNED_LIMIT = 4096
+
+
+def _interned(packed: Sequence[object]) -> Relation:
+    # Equal relations of different envelopes are one object, so that what is remembered about a relation is found again.
+    relation = _interned_relations.get(packed)
+    if relation is None:
+        if len(_interned_relations) >= _INTERNED_LIMIT:
+            _interned_relations.clear()
+        relation = _interned_relations[packed] = Relation.unpack(packed)
+    return relation

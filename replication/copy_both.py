@@ -1,0 +1,69 @@
+"""The streaming replication messages inside COPY BOTH: what the walsender says, and what we answer.
+
+Source: https://www.postgresql.org/docs/current/protocol-replication.html
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from struct import error as StructError
+from typing import NamedTuple
+
+from replication.errors import CopyBothError
+
+_XLOG_DATA = Struct("!xQQq")
+_KEEPALIVE = Struct("!xQqB")
+_STATUS = Struct("!cQQQqB")
+
+XLOG_DATA_HEADER = _XLOG_DATA.size
+"""Bytes before the payload of an XLogData frame."""
+
+_W, _K = ord("w"), ord("k")
+
+
+class XLogData(NamedTuple):
+    """A piece of the logical stream. LSNs count bytes, ``sent_at`` microseconds since 2000-01-01 UTC."""
+
+    start_lsn: int
+    wal_end: int
+    sent_at: int
+    data: bytes
+
+
+class PrimaryKeepalive(NamedTuple):
+    """Where the server's stream stands, and whether it wants an answer now."""
+
+    wal_end: int
+    sent_at: int
+    reply_requested: bool
+
+
+class StandbyStatusUpdate(NamedTuple):
+    """How far we are: received, flushed (may be forgotten by the server), applied."""
+
+    written_lsn: int
+    flushed_lsn: int
+    applied_lsn: int
+    sent_at: int
+    reply_requested: bool = False
+
+    def encode(self) -> bytes:
+        """The bytes of one ``r`` message."""
+        return _STATUS.pack(b"r", *self[:4], self.reply_requested)
+
+
+def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
+    """Read one CopyData frame of the walsender.
+
+    Raises `CopyBothError` if it is cut short, goes on after its end, or has an unknown type.
+    """
+    try:
+        kind = frame[0]
+        if kind == _W:
+            return XLogData(*_XLOG_DATA.unpack_from(frame), frame[XLOG_DATA_HEADER:])
+        if kind == _K:
+            wal_end, sent_at, reply_requested = _KEEPALIVE.unpack(frame)
+            return PrimaryKeepalive(wal_end, sent_at, bool(reply_requested))
+    except (StructError, IndexError) as error:
+        raise CopyBothError(frame, "is cut short or too long") from error
+    raise CopyBothError(frame, "has an unknown type")

@@ -1,0 +1,61 @@
+"""Walcast's own table: the record of each replicator."""
+
+from __future__ import annotations
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections, models
+
+from replication.lsn import Position
+from replication.record import Epoch, Record
+
+
+class ReplicationRecord(models.Model):
+    """How far a slot is published, in which epoch, and what has left the ring: the one row that survives us."""
+
+    name = models.CharField(max_length=255, primary_key=True)
+    epoch = models.CharField(max_length=100)
+    published = models.CharField(max_length=60)
+    floor = models.CharField(max_length=60)
+    xid = models.BigIntegerField(default=0)
+    committed_at = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        db_table = "walcast_replication_record"
+
+    def __str__(self) -> str:
+        return f"{self.name} published={self.published}"
+
+
+class DjangoRecordStore:
+    """Keeps records in the Django database: a `RecordStore`."""
+
+    async def load(self, name: str) -> Record | None:
+        """The record, or `None` if there is none, or none that this version can read."""
+        return await sync_to_async(self._load)(name)
+
+    async def save(self, name: str, record: Record) -> None:
+        """Keep the record; it is committed when this returns."""
+        await sync_to_async(self._save)(name, record)
+
+    def _load(self, name: str) -> Record | None:
+        close_old_connections()
+        row = ReplicationRecord.objects.filter(name=name).first()
+        if row is None:
+            return None
+        return Record(
+            Epoch.parse(row.epoch), Position.parse(row.published), Position.parse(row.floor), row.xid, row.committed_at
+        )
+
+    def _save(self, name: str, record: Record) -> None:
+        close_old_connections()
+        ReplicationRecord.objects.update_or_create(
+            name=name,
+            defaults={
+                "epoch": str(record.epoch),
+                "published": str(record.published),
+                "floor": str(record.floor),
+                "xid": record.xid,
+                "committed_at": record.committed_at,
+            },
+        )

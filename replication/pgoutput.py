@@ -1,0 +1,307 @@
+"""pgoutput, protocol version 1: bytes in, messages out.
+
+Source: https://www.postgresql.org/docs/15/protocol-logicalrep-message-formats.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from struct import Struct
+from struct import error as StructError
+from typing import Final, Literal, NamedTuple
+
+from replication.errors import PgOutputError
+
+
+class _Unchanged(Enum):
+    UNCHANGED_TOAST = "unchanged_toast"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED_TOAST"
+
+
+UNCHANGED_TOAST: Final = _Unchanged.UNCHANGED_TOAST
+"""The value of a large column that an UPDATE did not touch and PostgreSQL did not resend; it is not `None`."""
+
+Value = bytes | None | Literal[_Unchanged.UNCHANGED_TOAST]
+"""A column's value: the text PostgreSQL printed (in the session's client encoding), SQL NULL, or not resent."""
+
+Tuple = list[Value]
+"""The values of one row, in wire order (that of the relation's columns)."""
+
+POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Begin(NamedTuple):
+    """The start of a transaction; ``final_lsn`` is the LSN of its commit record."""
+
+    final_lsn: int
+    committed_at: datetime
+    xid: int
+
+
+class Commit(NamedTuple):
+    """The end of a transaction; ``end_lsn`` is the one to go on from."""
+
+    lsn: int
+    end_lsn: int
+    committed_at: datetime
+
+
+class Origin(NamedTuple):
+    """The transaction came from another server through logical replication."""
+
+    commit_lsn: int
+    name: str
+
+
+class RelationColumn(NamedTuple):
+    """A column as the wire describes it; ``type_modifier`` is ``atttypmod`` read as unsigned (none = 4294967295)."""
+
+    is_key: bool
+    name: str
+    type_oid: int
+    type_modifier: int
+
+
+class Relation(NamedTuple):
+    """A table, announced before its first change and again when it has been altered.
+
+    ``replica_identity`` is PostgreSQL's letter: d(efault), n(othing), f(ull), i(ndex).
+    """
+
+    oid: int
+    schema: str
+    name: str
+    replica_identity: str
+    columns: list[RelationColumn]
+
+
+class Type(NamedTuple):
+    """A type that is not built in. For a domain, PostgreSQL gives the name of its base type."""
+
+    oid: int
+    schema: str
+    name: str
+
+
+class Insert(NamedTuple):
+    """One new row."""
+
+    relation_oid: int
+    new: Tuple
+
+
+class Update(NamedTuple):
+    """One changed row. ``old`` is the old key or the whole old row as ``old_kind`` (K or O) says, or `None`."""
+
+    relation_oid: int
+    old_kind: str | None
+    old: Tuple | None
+    new: Tuple
+
+
+class Delete(NamedTuple):
+    """One deleted row: its key (K; the other columns are NULL) or the whole old row (O)."""
+
+    relation_oid: int
+    old_kind: str
+    old: Tuple
+
+
+class Truncate(NamedTuple):
+    """Emptied tables. ``options``: 1 CASCADE, 2 RESTART IDENTITY."""
+
+    relation_oids: list[int]
+    options: int
+
+
+class LogicalMessage(NamedTuple):
+    """What ``pg_logical_emit_message`` wrote."""
+
+    transactional: bool
+    lsn: int
+    prefix: str
+    content: bytes
+
+
+RowChange = Insert | Update | Delete
+Message = Begin | Commit | Origin | Relation | Type | RowChange | Truncate | LogicalMessage
+
+_INT16, _INT32 = Struct("!H"), Struct("!I")
+_BEGIN, _COMMIT, _INT64 = Struct("!QqI"), Struct("!BQQq"), Struct("!Q")
+_RELATION_COLUMN = Struct("!II")
+_read_int16, _read_int32 = _INT16.unpack_from, _INT32.unpack_from
+
+_NULL, _UNCHANGED, _TEXT = b"nut"
+_KEY, _OLD, _NEW = b"KON"
+
+
+def decode(data: bytes) -> Message:
+    """Decode one pgoutput message.
+
+    ``data`` is the payload of one XLogData: a type byte and its fields, integers big-endian, strings UTF-8 and
+    NUL-terminated. Column values stay the bytes PostgreSQL printed; commit times become aware UTC datetimes (the wire
+    counts microseconds from 2000-01-01).
+
+    Raises `PgOutputError` if the message is cut short, goes on after its end, or has an unknown type.
+
+    Source: https://www.postgresql.org/docs/15/protocol-logicalrep-message-formats.html
+    """
+    if not data:
+        raise PgOutputError(data, "is empty")
+    if (decoder := _DECODERS.get(data[0])) is None:
+        raise PgOutputError(data, "has an unknown type")
+    try:
+        message, end = decoder(data)
+    except (StructError, IndexError, UnicodeDecodeError, OverflowError) as error:
+        raise PgOutputError(data, f"cannot be read ({error})") from error
+    if end != len(data):
+        raise PgOutputError(data, f"goes on {len(data) - end} bytes after its end")
+    return message
+
+
+def _string(data: bytes, at: int) -> tuple[str, int]:
+    end = data.index(b"\0", at) if b"\0" in data[at:] else -1
+    if end < 0:
+        raise IndexError("a string without its end")
+    return data[at:end].decode(), end + 1
+
+
+def _time(microseconds: int) -> datetime:
+    return POSTGRES_EPOCH + timedelta(microseconds=microseconds)
+
+
+def _begin(data: bytes) -> tuple[Message, int]:
+    final_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
+    return Begin(final_lsn, _time(microseconds), xid), 21
+
+
+def _commit(data: bytes) -> tuple[Message, int]:
+    _flags, lsn, end_lsn, microseconds = _COMMIT.unpack_from(data, 1)
+    return Commit(lsn, end_lsn, _time(microseconds)), 26
+
+
+def _origin(data: bytes) -> tuple[Message, int]:
+    name, end = _string(data, 9)
+    return Origin(_INT64.unpack_from(data, 1)[0], name), end
+
+
+def _relation(data: bytes) -> tuple[Message, int]:
+    schema, at = _string(data, 5)
+    name, at = _string(data, at)
+    identity = chr(data[at])
+    (count,) = _read_int16(data, at + 1)
+    at += 3
+    columns = []
+    for _ in range(count):
+        flags = data[at]
+        column, at = _string(data, at + 1)
+        type_oid, type_modifier = _RELATION_COLUMN.unpack_from(data, at)
+        columns.append(RelationColumn(bool(flags & 1), column, type_oid, type_modifier))
+        at += 8
+    # PostgreSQL names the system schema by the empty string.
+    return Relation(_read_int32(data, 1)[0], schema or "pg_catalog", name, identity, columns), at
+
+
+def _type(data: bytes) -> tuple[Message, int]:
+    schema, at = _string(data, 5)
+    name, at = _string(data, at)
+    return Type(_read_int32(data, 1)[0], schema or "pg_catalog", name), at
+
+
+def read_tuple(data: bytes, at: int) -> tuple[Tuple, int]:
+    """Read TupleData at ``at``: the values, and where the next field starts."""
+    (count,) = _read_int16(data, at)
+    at += 2
+    values: Tuple = []
+    append = values.append
+    for _ in range(count):
+        kind = data[at]
+        if kind == _TEXT:
+            (size,) = _read_int32(data, at + 1)
+            at += 5
+            end = at + size
+            value = data[at:end]
+            if len(value) != size:
+                raise IndexError("a value without its end")
+            append(value)
+            at = end
+        elif kind == _NULL:
+            append(None)
+            at += 1
+        elif kind == _UNCHANGED:
+            append(UNCHANGED_TOAST)
+            at += 1
+        else:
+            raise IndexError(f"a value of unknown kind {chr(kind)!r}")
+    return values, at
+
+
+def _insert(data: bytes) -> tuple[Message, int]:
+    if data[5] != _NEW:
+        raise IndexError("an INSERT without a new row")
+    new, at = read_tuple(data, 6)
+    return Insert(_read_int32(data, 1)[0], new), at
+
+
+def _update(data: bytes) -> tuple[Message, int]:
+    old, old_kind, at = None, None, 5
+    if data[at] in (_KEY, _OLD):
+        old_kind = chr(data[at])
+        old, at = read_tuple(data, at + 1)
+    if data[at] != _NEW:
+        raise IndexError("an UPDATE without a new row")
+    new, at = read_tuple(data, at + 1)
+    return Update(_read_int32(data, 1)[0], old_kind, old, new), at
+
+
+def _delete(data: bytes) -> tuple[Message, int]:
+    if data[5] not in (_KEY, _OLD):
+        raise IndexError("a DELETE without an old row")
+    old, at = read_tuple(data, 6)
+    return Delete(_read_int32(data, 1)[0], chr(data[5]), old), at
+
+
+def _truncate(data: bytes) -> tuple[Message, int]:
+    (count,) = _read_int32(data, 1)
+    end = 6 + 4 * count
+    if end > len(data):
+        raise IndexError("a TRUNCATE without all of its relations")
+    return Truncate([_read_int32(data, at)[0] for at in range(6, end, 4)], data[5]), end
+
+
+def _logical_message(data: bytes) -> tuple[Message, int]:
+    prefix, at = _string(data, 10)
+    (size,) = _read_int32(data, at)
+    end = at + 4 + size
+    content = data[at + 4 : end]
+    return LogicalMessage(bool(data[1] & 1), _INT64.unpack_from(data, 2)[0], prefix, content), max(end, at + 4)
+
+
+_DECODERS: dict[int, Callable[[bytes], tuple[Message, int]]] = {
+    ord("B"): _begin,
+    ord("C"): _commit,
+    ord("O"): _origin,
+    ord("R"): _relation,
+    ord("Y"): _type,
+    ord("I"): _insert,
+    ord("U"): _update,
+    ord("D"): _delete,
+    ord("T"): _truncate,
+    ord("M"): _logical_message,
+}
+
+ROW_KINDS = frozenset(b"IUD")
+"""The type bytes of row changes. Their bytes travel as they are, and are read where somebody watches the table."""
+
+
+def relation_oid(data: bytes) -> int:
+    """The relation of a row change (`ROW_KINDS`), without reading the row. Raises `PgOutputError` if cut short."""
+    try:
+        oid: int = _read_int32(data, 1)[0]
+    except StructError as error:
+        raise PgOutputError(data, "is cut short") from error
+    return oid

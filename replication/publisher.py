@@ -1,0 +1,128 @@
+"""Envelopes and ticks into the channel layer; answers pulls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgpack
+from channels.layers import BaseChannelLayer
+
+from replication.changes import Envelope
+from replication.errors import EnvelopeError
+from replication.groups import CHAIN_TOPIC, group_name
+from replication.lsn import Position
+
+logger = logging.getLogger(__name__)
+
+ENVELOPE, TICK, PULL = "chain.envelope", "chain.tick", "chain.pull"
+"""The message types of the chain: from the replicator to all hubs, and a hub's question to the replicator."""
+
+CHAIN_GROUP = group_name(CHAIN_TOPIC)
+PULL_GROUP = "walcast.pull"
+"""The replicators listen here; whoever publishes answers."""
+
+PULL_LIMIT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Where the chain stands: said once a second for ever, so that a lost last envelope is noticed.
+
+    ``instance`` names the replicator process, ``started`` its start in seconds since 1970; above ``floor`` and up to
+    ``published`` everything can be pulled. ``wal_end`` is the end of the server's WAL as last heard.
+    """
+
+    instance: str
+    epoch: str
+    started: float
+    floor: Position
+    published: Position
+    wal_end: int
+
+    def encode(self) -> bytes:
+        """The bytes for the channel layer."""
+        data: bytes = msgpack.packb(
+            (self.instance, self.epoch, self.started, self.floor, self.published, self.wal_end)
+        )
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> Tick:
+        """The reverse of `encode`. Raises `EnvelopeError`."""
+        try:
+            instance, epoch, started, floor, published, wal_end = msgpack.unpackb(data, use_list=False)
+            return cls(instance, epoch, started, Position(*floor), Position(*published), wal_end)
+        except Exception as error:  # whatever the bytes, one family of errors
+            raise EnvelopeError(f"cannot be read as a tick ({type(error).__name__}: {error})") from error
+
+
+class Publisher(Protocol):
+    """Where a replicator's envelopes and ticks go."""
+
+    async def publish(self, envelope: Envelope) -> None:
+        """Hand on the next link of the chain; it is published when this returns."""
+
+    async def tick(self, tick: Tick) -> None:
+        """Say where the chain stands."""
+
+
+PullAnswer = Callable[[str, Position, int], Envelope | None]
+"""``(epoch, position, limit_bytes)`` to an envelope of what follows the position, or `None` if this is not known here."""
+
+
+class LayerPublisher:
+    """The chain through a channel layer, for hubs in other processes.
+
+    ``answer`` looks up what a hub asks for. A layer that is away is waited for: what is not published does not leave
+    the ring, and nothing more is read meanwhile.
+    """
+
+    def __init__(self, layer: BaseChannelLayer, answer: PullAnswer, *, retry_s: float = 0.2, longest_s: float = 5.0):
+        self._layer, self._answer = layer, answer
+        self._retry_s, self._longest_s = retry_s, longest_s
+
+    async def publish(self, envelope: Envelope) -> None:
+        """Send the envelope to all hubs; tries until the layer takes it."""
+        message = {"type": ENVELOPE, "data": envelope.encode()}
+        delay_s = self._retry_s
+        while True:
+            try:
+                await self._layer.group_send(CHAIN_GROUP, message)
+                return
+            except Exception as error:  # whatever a layer's driver raises
+                logger.warning("channel layer away", extra={"error": error, "retry_s": delay_s})
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, self._longest_s)
+
+    async def tick(self, tick: Tick) -> None:
+        """Send the tick; a lost one is made good by the next."""
+        try:
+            await self._layer.group_send(CHAIN_GROUP, {"type": TICK, "data": tick.encode()})
+        except Exception as error:  # whatever a layer's driver raises
+            logger.warning("channel layer away", extra={"error": error})
+
+    async def answer_pulls(self) -> None:
+        """Answer the hubs' questions until cancelled."""
+        while True:
+            try:
+                channel = await self._layer.new_channel("walcast.pull")
+                await self._layer.group_add(PULL_GROUP, channel)
+                while True:
+                    await self._reply(await self._layer.receive(channel))
+            except Exception as error:  # whatever a layer's driver raises
+                logger.warning("channel layer away", extra={"error": error})
+                await asyncio.sleep(self._retry_s)
+
+    async def _reply(self, message: dict[str, Any]) -> None:
+        try:
+            epoch, have, reply_to = message["epoch"], Position(*message["have"]), message["reply_to"]
+        except (KeyError, TypeError) as error:
+            logger.warning("unreadable pull", extra={"error": error})
+            return
+        envelope = self._answer(epoch, have, PULL_LIMIT_BYTES)
+        if envelope is not None:
+            await self._layer.send(reply_to, {"type": ENVELOPE, "data": envelope.encode()})

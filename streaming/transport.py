@@ -1,0 +1,242 @@
+"""Bytes to one socket; knows how much it has not taken yet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streaming.frames import Parcel
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+SLOW_READER, SLOW_READER_REASON = 1013, "slow-reader"
+
+
+@dataclass(frozen=True, slots=True)
+class OutletLimits:
+    """When a reader is too slow: more than ``max_bytes`` wait for it, or nothing has moved for ``max_wait_s``."""
+
+    max_bytes: int = 32 << 20
+    max_wait_s: float = 10.0
+
+
+class Outlet(Protocol):
+    """One socket's way out. Nothing here waits: what the socket does not take stays in its queue, by reference."""
+
+    queued_bytes: int
+
+    def write(self, parcel: Parcel) -> None:
+        """Send the messages in their turn."""
+
+    def urgent(self, parcel: Parcel) -> None:
+        """Send the messages before what is queued."""
+
+    def close(self, code: int, reason: str) -> None:
+        """End the socket with a close frame."""
+
+    def check(self, now: float) -> None:
+        """Close the socket if its reader has been too slow for too long. ``now`` as `time.monotonic` has it."""
+
+
+class ShortWay(Protocol):
+    """What a server lends us of one websocket connection, so that ready frames reach its transport directly."""
+
+    on_drained: Callable[[], None] | None
+    """Called when what `send_later` took has left; may be called once too often."""
+
+    def send_now(self, frames: bytes | memoryview) -> int:
+        """How many bytes of the frames the socket took at once; call it only when nothing waits in `send_later`."""
+
+    def send_later(self, piece: bytes) -> None:
+        """Buffer a small piece; ``on_drained`` is called when it has left."""
+
+    def close_with(self, code: int, reason: str) -> None:
+        """Send a close frame, and end the connection soon, whether or not the client answers."""
+
+    def abort(self) -> None:
+        """End the connection at once."""
+
+
+_PIECE_BYTES = 64 << 10
+"""What a connection's transport is given to buffer at a time: the only copy that is made for one socket alone."""
+
+_LAST_WORDS_S = 5.0
+"""How long a reader that was too slow may take for what stands before its close frame."""
+
+
+class DirectOutlet:
+    """The short way: ready frames, the same bytes for everyone, straight to the connection's socket."""
+
+    __slots__ = ("_ending", "_limits", "_moved_at", "_offset", "_queue", "_urgent", "_way", "queued_bytes")
+
+    def __init__(self, way: ShortWay, limits: OutletLimits) -> None:
+        self._way, self._limits = way, limits
+        self._queue: deque[bytes] = deque()
+        self._urgent: deque[bytes] = deque()
+        self._offset = 0
+        self._ending: tuple[int, str] | None = None
+        self._moved_at = 0.0
+        self.queued_bytes = 0
+        way.on_drained = self._drain
+
+    def write(self, parcel: Parcel) -> None:  # see Outlet
+        if self._ending is None:
+            self._put(parcel.frames)
+
+    def urgent(self, parcel: Parcel) -> None:  # see Outlet
+        if self._ending is not None:
+            return
+        if self._queue:
+            self._urgent.append(parcel.frames)
+        else:
+            self._put(parcel.frames)
+
+    def close(self, code: int, reason: str) -> None:  # see Outlet
+        if self._ending is None:
+            self._ending = code, reason
+            if not self._queue:
+                self._way.close_with(code, reason)
+
+    def check(self, now: float) -> None:  # see Outlet
+        if self._queue and self._ending is None and now - self._moved_at > self._limits.max_wait_s:
+            self._too_slow("wait")
+
+    def _put(self, frames: bytes) -> None:
+        size = len(frames)
+        if not self._queue:
+            sent = self._way.send_now(frames)
+            if sent == size:
+                return
+            self._queue.append(frames)
+            self._offset = sent
+            self.queued_bytes = size - sent
+            self._feed()
+            return
+        self._queue.append(frames)
+        self.queued_bytes += size
+        if self.queued_bytes > self._limits.max_bytes:
+            self._too_slow("bytes")
+
+    def _feed(self) -> None:
+        # The socket takes no more now. A piece in the transport's buffer makes it tell us when it does again.
+        piece = bytes(memoryview(self._queue[0])[self._offset : self._offset + _PIECE_BYTES])
+        self._offset += len(piece)
+        self.queued_bytes -= len(piece)
+        self._moved_at = time.monotonic()
+        self._way.send_later(piece)
+
+    def _drain(self) -> None:
+        queue = self._queue
+        while queue:
+            head = queue[0]
+            if self._offset < len(head):
+                sent = self._way.send_now(memoryview(head)[self._offset :])
+                self._offset += sent
+                self.queued_bytes -= sent
+                if self._offset < len(head):
+                    self._feed()
+                    return
+            queue.popleft()
+            self._offset = 0
+            # Between two parcels is the place for what may overtake.
+            if self._urgent:
+                queue.extendleft(reversed(self._urgent))
+                self.queued_bytes += sum(map(len, self._urgent))
+                self._urgent.clear()
+        if self._ending is not None:
+            self._way.close_with(*self._ending)
+
+    def _too_slow(self, bound: str) -> None:
+        logger.warning("slow reader closed", extra={"queued_bytes": self.queued_bytes, "bound": bound})
+        self._ending = SLOW_READER, SLOW_READER_REASON
+        # The frame that is half out must end before the close frame can be read.
+        head = self._queue[0]
+        self._queue.clear()
+        self._urgent.clear()
+        self._queue.append(head)
+        self.queued_bytes = len(head) - self._offset
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._way.abort)
+
+
+class AsgiOutlet:
+    """Any ASGI server: one task takes the queue and awaits the server's ``send`` for each message."""
+
+    def __init__(self, send: Send, limits: OutletLimits) -> None:
+        self._send, self._limits = send, limits
+        self._queue: deque[bytes] = deque()
+        self._urgent: deque[bytes] = deque()
+        self._ending: tuple[int, str] | None = None
+        self.queued_bytes = 0
+        self._moved_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def write(self, parcel: Parcel) -> None:  # see Outlet
+        if self._ending is not None:
+            return
+        self._queue.extend(parcel.messages)
+        self.queued_bytes += parcel.size
+        if self.queued_bytes > self._limits.max_bytes:
+            self._too_slow("bytes")
+        self._wake()
+
+    def urgent(self, parcel: Parcel) -> None:  # see Outlet
+        if self._ending is None:
+            self._urgent.extend(parcel.messages)
+            self._wake()
+
+    def close(self, code: int, reason: str) -> None:  # see Outlet
+        if self._ending is None:
+            self._ending = code, reason
+            self._wake()
+
+    def check(self, now: float) -> None:  # see Outlet
+        if self._task is not None and self._ending is None and now - self._moved_at > self._limits.max_wait_s:
+            self._too_slow("wait")
+
+    def _wake(self) -> None:
+        if self._task is None:
+            self._moved_at = time.monotonic()
+            self._task = asyncio.get_running_loop().create_task(self._drain(), name="websocket outlet")
+
+    async def _drain(self) -> None:
+        try:
+            while self._urgent or self._queue:
+                if self._urgent:
+                    message = self._urgent.popleft()
+                else:
+                    message = self._queue.popleft()
+                    self.queued_bytes -= len(message)
+                await self._send({"type": "websocket.send", "text": message.decode()})
+                self._moved_at = time.monotonic()
+            if self._ending is not None:
+                code, reason = self._ending
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except Exception as error:  # the connection is gone, in whatever words the server says so
+            logger.debug("socket gone", extra={"error": error})
+            self._queue.clear()
+            self.queued_bytes = 0
+        finally:
+            self._task = None
+
+    def _too_slow(self, bound: str) -> None:
+        logger.warning("slow reader closed", extra={"queued_bytes": self.queued_bytes, "bound": bound})
+        self._queue.clear()
+        self.queued_bytes = 0
+        self._ending = SLOW_READER, SLOW_READER_REASON
+
+
+WAY_EXTENSION = "walcast.short_way"
+"""Where a server leaves its `ShortWay` in ``scope["extensions"]``."""
+
+
+def outlet_for(scope: dict[str, Any], send: Send, limits: OutletLimits) -> Outlet:
+    """The best way out that this connection's server offers."""
+    way = (scope.get("extensions") or {}).get(WAY_EXTENSION)
+    return AsgiOutlet(send, limits) if way is None else DirectOutlet(way, limits)

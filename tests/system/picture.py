@@ -1,0 +1,50 @@
+"""Take a picture of a running landing page: `python tests/system/picture.py URL OUTPUT.png [--dark] [--width N]`.
+
+Presses Insert and Update a few times where the page has these buttons, waits for the frames, opens the newest one, and
+saves the whole page. It starts no server.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"  # Debian's; --no-sandbox, because it is often root who runs it in a container
+
+
+def change_some_rows(page: Page) -> None:
+    """Press the demo's buttons, each time waiting until the frame of that change is in the list."""
+    for name, event in (("Insert", "INSERT"), ("Update", "UPDATE"), ("Insert", "INSERT"), ("Update", "UPDATE")):
+        frames = page.locator(f'#frames .tag[data-event="{event}"]')
+        seen = frames.count()
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(frames).to_have_count(seen + 1)
+    page.locator("#frames summary").nth(1).click()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Take a picture of a running landing page.")
+    parser.add_argument("url")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--dark", action="store_true", help="as for a visitor who prefers dark colours")
+    parser.add_argument("--width", type=int, default=1280, help="of the window, in CSS pixels (default: 1280)")
+    options = parser.parse_args()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(
+            viewport={"width": options.width, "height": 900},
+            color_scheme="dark" if options.dark else "light",
+            device_scale_factor=2 if options.width < 600 else 1,
+        )
+        page.goto(options.url)
+        expect(page.locator("#status")).to_have_attribute("data-state", "live")
+        if page.locator("#demo-form").count():
+            change_some_rows(page)
+        page.screenshot(path=options.output, full_page=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
