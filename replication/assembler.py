@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from replication import pgoutput
-from replication.changes import Change, Chunk, Column, Relation, change_size
+from replication.changes import CHANGE_OVERHEAD, Change, Chunk, Column, Relation
 from replication.errors import ProtocolViolation, UnknownRelation
 from replication.lsn import LSN
 
 _INSERT, _UPDATE, _DELETE = b"IUD"
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
 class Assembler:
@@ -31,6 +32,9 @@ class Assembler:
     ) -> None:
         self._type_names = dict(type_names)
         self._relations: dict[int, Relation | None] = {}
+        # Most rows follow one of the same table: its relation need not be looked up again.
+        self._row_oid = b""
+        self._row_relation: Relation | None = None
         self._hidden = hidden
         self._max_rows, self._max_bytes = max_rows, max_bytes
         self._begin: pgoutput.Begin | None = None
@@ -59,7 +63,10 @@ class Assembler:
         """
         kind = data[0] if data else 0
         if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714 - in the hot path
-            self._append(start_lsn, self._relation(pgoutput.relation_oid(data)), data)
+            if (oid := data[1:5]) != self._row_oid:
+                self._row_relation = self._relation(pgoutput.relation_oid(data))
+                self._row_oid = oid
+            self._append(start_lsn, self._row_relation, data)
             if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
                 return self.take()
             return None
@@ -77,6 +84,7 @@ class Assembler:
                 self.end_lsn = commit.end_lsn
                 return chunk
             case pgoutput.Relation() as relation:
+                self._row_oid = b""
                 self._relations[relation.oid] = self._remember(relation)
             case pgoutput.Type(oid=oid, name=name):
                 self._type_names[oid] = name
@@ -99,9 +107,8 @@ class Assembler:
         self._ordinal = self._ordinal + 1 if lsn == self._lsn else 0
         self._lsn = lsn
         if relation is not None:
-            change = Change(lsn, self._ordinal, relation, data)
-            self._changes.append(change)
-            self._size += change_size(change)
+            self._changes.append(_new_tuple(Change, (lsn, self._ordinal, relation, data)))
+            self._size += len(data) + CHANGE_OVERHEAD
 
     def _chunk(self, changes: list[Change], size: int) -> Chunk:
         if self._begin is None:

@@ -18,7 +18,7 @@ from replication.errors import EnvelopeError
 from replication.lsn import Position
 
 ENVELOPE_VERSION = 1
-_CHANGE_OVERHEAD = 200
+CHANGE_OVERHEAD = 200
 """Bytes that Python adds to the data of one change in memory, roughly."""
 
 EVENTS = {ord("I"): "INSERT", ord("U"): "UPDATE", ord("D"): "DELETE", ord("T"): "TRUNCATE"}
@@ -76,13 +76,9 @@ class Change(NamedTuple):
         """INSERT, UPDATE, DELETE or TRUNCATE."""
         return EVENTS[self.data[0]]
 
-    def decode(self) -> pgoutput.RowChange | None:
+    def decode(self) -> pgoutput.Row | None:
         """Read the row; `None` for TRUNCATE. Raises `PgOutputError`."""
-        if self.data == b"T":
-            return None
-        message = pgoutput.decode(self.data)
-        assert isinstance(message, pgoutput.Insert | pgoutput.Update | pgoutput.Delete)
-        return message
+        return None if self.data == b"T" else pgoutput.decode_row(self.data)
 
 
 @dataclass(slots=True)
@@ -126,7 +122,7 @@ class Chunk:
 
 def change_size(change: Change) -> int:
     """The bytes a change takes in memory, roughly."""
-    return len(change.data) + _CHANGE_OVERHEAD
+    return len(change.data) + CHANGE_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,9 @@ _RELATION_COLUMN = Struct("!II")
 _read_int16, _read_int32 = _INT16.unpack_from, _INT32.unpack_from
 
 _NULL, _UNCHANGED, _TEXT = b"nut"
-_KEY, _OLD, _NEW = b"KON"
+_NEW = ord("N")
+_OLD_KINDS = b"KO"
+_INSERT_KIND, _UPDATE_KIND, _DELETE_KIND = b"IUD"
 
 
 def decode(data: bytes) -> Message:
@@ -221,14 +223,9 @@ def read_tuple(data: bytes, at: int) -> tuple[Tuple, int]:
     for _ in range(count):
         kind = data[at]
         if kind == _TEXT:
-            (size,) = _read_int32(data, at + 1)
-            at += 5
-            end = at + size
-            value = data[at:end]
-            if len(value) != size:
-                raise IndexError("a value without its end")
-            append(value)
-            at = end
+            start = at + 5
+            at = start + _read_int32(data, at + 1)[0]
+            append(data[start:at])
         elif kind == _NULL:
             append(None)
             at += 1
@@ -237,7 +234,79 @@ def read_tuple(data: bytes, at: int) -> tuple[Tuple, int]:
             at += 1
         else:
             raise IndexError(f"a value of unknown kind {chr(kind)!r}")
+    if at > len(data):
+        raise IndexError("a value without its end")
     return values, at
+
+
+Text = str | None | Literal[_Unchanged.UNCHANGED_TOAST]
+"""A column's value as text."""
+
+
+def read_texts(data: bytes, at: int) -> tuple[list[Text], int]:
+    """Read TupleData at ``at`` with its values decoded from UTF-8: the way that is taken for every delivered row."""
+    (count,) = _read_int16(data, at)
+    at += 2
+    texts: list[Text] = []
+    append = texts.append
+    for _ in range(count):
+        kind = data[at]
+        if kind == _TEXT:
+            start = at + 5
+            at = start + _read_int32(data, at + 1)[0]
+            append(data[start:at].decode())
+        elif kind == _NULL:
+            append(None)
+            at += 1
+        elif kind == _UNCHANGED:
+            append(UNCHANGED_TOAST)
+            at += 1
+        else:
+            raise IndexError(f"a value of unknown kind {chr(kind)!r}")
+    if at > len(data):
+        raise IndexError("a value without its end")
+    return texts, at
+
+
+class Row(NamedTuple):
+    """A row change as texts: ``new`` of INSERT and UPDATE; ``old`` of DELETE, and of UPDATE where it was sent.
+
+    ``kind`` is the message's type byte (I, U or D); ``old_kind`` says whether ``old`` is the key (K) or the whole
+    row (O).
+    """
+
+    kind: int
+    new: list[Text] | None
+    old: list[Text] | None
+    old_kind: str | None
+
+
+def decode_row(data: bytes) -> Row:
+    """Decode a row change (`ROW_KINDS`) to texts. Raises `PgOutputError`, also for what is not UTF-8."""
+    try:
+        kind = data[0]
+        if kind == _INSERT_KIND and data[5] == _NEW:
+            new, at = read_texts(data, 6)
+            row = Row(kind, new, None, None)
+        elif kind == _DELETE_KIND and data[5] in _OLD_KINDS:
+            old, at = read_texts(data, 6)
+            row = Row(kind, None, old, chr(data[5]))
+        elif kind == _UPDATE_KIND and data[5] in _OLD_KINDS:
+            old, at = read_texts(data, 6)
+            if data[at] != _NEW:
+                raise IndexError("an UPDATE without a new row")
+            new, at = read_texts(data, at + 1)
+            row = Row(kind, new, old, chr(data[5]))
+        elif kind == _UPDATE_KIND and data[5] == _NEW:
+            new, at = read_texts(data, 6)
+            row = Row(kind, new, None, None)
+        else:
+            raise IndexError("no row where one should be")
+    except (StructError, IndexError, UnicodeDecodeError) as error:
+        raise PgOutputError(data, f"cannot be read ({error})") from error
+    if at != len(data):
+        raise PgOutputError(data, f"goes on {len(data) - at} bytes after its end")
+    return row
 
 
 def _insert(data: bytes) -> tuple[Message, int]:
@@ -249,7 +318,7 @@ def _insert(data: bytes) -> tuple[Message, int]:
 
 def _update(data: bytes) -> tuple[Message, int]:
     old, old_kind, at = None, None, 5
-    if data[at] in (_KEY, _OLD):
+    if data[at] in _OLD_KINDS:
         old_kind = chr(data[at])
         old, at = read_tuple(data, at + 1)
     if data[at] != _NEW:
@@ -259,7 +328,7 @@ def _update(data: bytes) -> tuple[Message, int]:
 
 
 def _delete(data: bytes) -> tuple[Message, int]:
-    if data[5] not in (_KEY, _OLD):
+    if data[5] not in _OLD_KINDS:
         raise IndexError("a DELETE without an old row")
     old, at = read_tuple(data, 6)
     return Delete(_read_int32(data, 1)[0], chr(data[5]), old), at

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 import regex
 
 from replication.changes import Relation
-from replication.pgoutput import UNCHANGED_TOAST, Tuple
+from replication.pgoutput import Text
+from streaming.payloads import LegacyRelation, legacy_relation
 from streaming.topics import column_heads
 
 LONGEST_VALUE = 100
@@ -25,11 +26,15 @@ def has_column_topic(text: str) -> bool:
 
 
 class Plan:
-    """For one relation, what there is to look at: its wide topics and its filtered columns, in publish order."""
+    """For one relation, what there is to look at: its wide topics and its filtered columns, in publish order.
 
-    __slots__ = ("columns", "topics", "watched")
+    ``shared`` is what its payloads have in common.
+    """
 
-    def __init__(self, topics: Sequence[str], columns: Sequence[tuple[int, str]]) -> None:
+    __slots__ = ("columns", "shared", "topics", "watched")
+
+    def __init__(self, shared: LegacyRelation, topics: Sequence[str], columns: Sequence[tuple[int, str]]) -> None:
+        self.shared = shared
         self.topics = topics
         self.columns = columns
         self.watched = bool(topics or columns)
@@ -47,13 +52,14 @@ class TopicIndex:
     def __init__(self) -> None:
         self._topics: set[str] = set()
         self._heads: Counter[str] = Counter()
-        self._plans: dict[Relation, Plan] = {}
+        self.plans: dict[Relation, Plan] = {}
+        """The plans that are made already; `plan` makes the others."""
 
     def add(self, topic: str) -> None:
         """Somebody has joined ``topic``, which nobody had joined before."""
         self._topics.add(topic)
         self._heads.update(column_heads(topic))
-        self._plans.clear()
+        self.plans.clear()
 
     def discard(self, topic: str) -> None:
         """The last one has left ``topic``."""
@@ -63,13 +69,13 @@ class TopicIndex:
         for head in heads:
             if self._heads[head] <= 0:
                 del self._heads[head]
-        self._plans.clear()
+        self.plans.clear()
 
     def plan(self, relation: Relation) -> Plan:
         """What to look at for changes of ``relation``."""
-        plan = self._plans.get(relation)
+        plan = self.plans.get(relation)
         if plan is None:
-            plan = self._plans[relation] = self._make_plan(relation)
+            plan = self.plans[relation] = self._make_plan(relation)
         return plan
 
     def _make_plan(self, relation: Relation) -> Plan:
@@ -79,19 +85,17 @@ class TopicIndex:
             for index, column in sorted(enumerate(relation.columns), key=lambda item: item[1].name.encode())
         ]
         return Plan(
+            legacy_relation(relation),
             [topic for topic in wide if topic in self._topics],
             [(index, f"{head}=eq.") for index, head in columns if head in self._heads],
         )
 
 
-def topics_of_row(plan: Plan, texts: Sequence[str | None], row: Tuple, joined: Collection[str]) -> list[str]:
-    """The joined column topics of a row; ``texts`` are its values as the payload shows them, ``row`` the raw ones."""
+def topics_of_row(plan: Plan, texts: Sequence[Text], joined: Collection[str]) -> list[str]:
+    """The joined column topics of a row; ``texts`` are its values as the payload shows them."""
     topics = []
     for index, head in plan.columns:
         text = texts[index]
-        if text is None or row[index] is UNCHANGED_TOAST:
-            continue
-        topic = head + text
-        if topic in joined and has_column_topic(text):
+        if isinstance(text, str) and (topic := head + text) in joined and has_column_topic(text):
             topics.append(topic)
     return topics

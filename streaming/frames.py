@@ -8,6 +8,7 @@ Source: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from struct import Struct
 
 _SHORT, _LONG = Struct("!BBH"), Struct("!BBQ")
@@ -28,19 +29,20 @@ def _header(opcode: int, size: int, *, fin: bool = True) -> bytes:
     return _LONG.pack(first, 127, size)
 
 
-_TEXT_HEADERS = [_header(TEXT, size) for size in range(2048)]
+_MOST = 2048
+_TEXT_HEADERS = [_header(TEXT, size) for size in range(_MOST)]
 """Headers of the sizes that most messages have."""
 
 
 def text_frames(messages: Sequence[bytes]) -> bytes:
     """The frames of some text messages (UTF-8), one behind the other."""
+    sizes = list(map(len, messages))
+    if max(sizes, default=0) < _MOST:
+        headers = map(_TEXT_HEADERS.__getitem__, sizes)
+        return b"".join(chain.from_iterable(zip(headers, messages, strict=True)))
     parts: list[bytes] = []
-    for message in messages:
-        size = len(message)
-        if size < 2048:
-            parts.append(_TEXT_HEADERS[size])
-            parts.append(message)
-        elif size <= FRAGMENT_BYTES:
+    for message, size in zip(messages, sizes, strict=True):
+        if size <= FRAGMENT_BYTES:
             parts.append(_header(TEXT, size))
             parts.append(message)
         else:

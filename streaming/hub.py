@@ -11,16 +11,17 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
 from typing import Protocol
 
 from replication.changelog import Changelog
-from replication.changes import Change, Chunk, Envelope
+from replication.changes import EVENTS, Change, Chunk, Envelope
 from replication.errors import PgOutputError
 from replication.lsn import BEGINNING, Position
 from replication.publisher import Tick
-from streaming.filters import TopicIndex, topics_of_row
+from streaming.filters import Plan, TopicIndex, topics_of_row
 from streaming.frames import Parcel
-from streaming.payloads import legacy_commit_timestamp, legacy_relation
+from streaming.payloads import legacy_commit_timestamp
 from streaming.phoenix import Serializer
 from streaming.transport import Outlet
 
@@ -44,12 +45,14 @@ class Subscriber(Protocol):
 class Audience:
     """Those who joined one topic with one serializer: they read the same bytes."""
 
-    __slots__ = ("_envelopes", "outlets", "pending", "serializer", "topic")
+    __slots__ = ("_envelopes", "messages", "order", "outlets", "serializer", "topic")
 
     def __init__(self, topic: str, serializer: Serializer) -> None:
         self.topic, self.serializer = topic, serializer
         self.outlets: dict[Outlet, None] = {}
-        self.pending: list[tuple[int, bytes]] = []
+        self.messages: list[bytes] = []
+        self.order: list[int] = []
+        """Of the envelope at hand: the messages, and where each stands among those of all audiences."""
         self._envelopes: dict[str, tuple[bytes, bytes]] = {}
 
     def encode(self, event: str, payload: bytes) -> bytes:
@@ -187,54 +190,54 @@ class Hub:
     def deliver(self, chunks: Iterable[Chunk]) -> None:
         """Send the changes to those who joined their topics. A change that cannot be read is reported and left out."""
         started = time.perf_counter()
+        plans, touched = self._index.plans, self._touched
         for chunk in chunks:
             self.counters.changes += len(chunk.changes)
             commit_timestamp = legacy_commit_timestamp(chunk.committed_at)
             for change in chunk.changes:
-                plan = self._index.plan(change.relation)
+                plan = plans.get(change.relation) or self._index.plan(change.relation)
                 if not plan.watched:
                     continue
                 try:
-                    self._match(change, commit_timestamp)
+                    payload, topics = self._render(change, plan, commit_timestamp)
                 except (PgOutputError, ValueError) as error:
                     self.counters.unreadable += 1
                     position = Position(chunk.commit_lsn, change.lsn, change.ordinal)
-                    logger.error(
-                        "change left out",
-                        extra={"relation": change.relation, "position": position, "error": error},
-                    )
-        if self._touched:
+                    facts = {"relation": change.relation, "position": position, "error": error}
+                    logger.error("change left out", extra=facts)
+                    continue
+                event = EVENTS[change.data[0]]
+                for topic in topics:
+                    self._order += 1
+                    for audience in self._topics[topic].values():
+                        if not audience.messages:
+                            touched.append(audience)
+                        if self._star_event:
+                            audience.order.append(self._order)
+                            audience.messages.append(audience.encode(ALL_EVENTS, payload))
+                        audience.order.append(self._order)
+                        audience.messages.append(audience.encode(event, payload))
+        if touched:
             self._send()
         self.counters.hub_busy_s += time.perf_counter() - started
 
-    def _match(self, change: Change, commit_timestamp: str) -> None:
-        plan, shared = self._index.plan(change.relation), legacy_relation(change.relation)
-        topics = plan.topics
+    def _render(self, change: Change, plan: Plan, commit_timestamp: str) -> tuple[bytes, Sequence[str]]:
+        """The payload of a watched change, and the joined topics it belongs to."""
+        self.counters.rendered += 1
         row = change.decode()
         if row is None:
-            payload = shared.truncate(commit_timestamp)
-        else:
-            payload, texts, raw = shared.payload(row, commit_timestamp)
-            if plan.columns:
-                topics = [*topics, *topics_of_row(plan, texts, raw, self._topics)]
-        event = change.event
-        self.counters.rendered += 1
-        for topic in topics:
-            self._order += 1
-            for audience in self._topics[topic].values():
-                if not audience.pending:
-                    self._touched.append(audience)
-                if self._star_event:
-                    audience.pending.append((self._order, audience.encode(ALL_EVENTS, payload)))
-                audience.pending.append((self._order, audience.encode(event, payload)))
+            return plan.shared.truncate(commit_timestamp), plan.topics
+        payload, texts = plan.shared.payload(row, commit_timestamp)
+        if plan.columns:
+            return payload, [*plan.topics, *topics_of_row(plan, texts, self._topics)]
+        return payload, plan.topics
 
     def _send(self) -> None:
-        touched, self._touched = self._touched, []
-        self._order = 0
+        touched, self._order = self._touched, 0
+        self._touched = []
         if len(touched) == 1:
-            audience = touched[0]
-            pending, audience.pending = audience.pending, []
-            self._hand_out([message for _, message in pending], audience.outlets)
+            self._hand_out(touched[0].messages, touched[0].outlets)
+            touched[0].messages, touched[0].order = [], []
             return
         # A socket that has joined several of the topics gets all in their order; sockets with the same ones share.
         by_outlet: dict[Outlet, list[int]] = {}
@@ -246,14 +249,14 @@ class Hub:
             by_audiences.setdefault(tuple(numbers), []).append(outlet)
         for numbers_key, outlets in by_audiences.items():
             if len(numbers_key) == 1:
-                messages = [message for _, message in touched[numbers_key[0]].pending]
+                messages = touched[numbers_key[0]].messages
             else:
-                merged = [item for number in numbers_key for item in touched[number].pending]
-                merged.sort(key=_order_of)
+                several = [touched[number] for number in numbers_key]
+                merged = merge(*(zip(audience.order, audience.messages, strict=True) for audience in several), key=_order)
                 messages = [message for _, message in merged]
             self._hand_out(messages, outlets)
         for audience in touched:
-            audience.pending = []
+            audience.messages, audience.order = [], []
 
     def _hand_out(self, messages: Sequence[bytes], outlets: Iterable[Outlet]) -> None:
         # A socket that ends while we write leaves its audience: so the outlets are counted out first.
@@ -265,15 +268,17 @@ class Hub:
             self.counters.bytes += parcel.size * len(readers)
 
 
-def _order_of(item: tuple[int, bytes]) -> int:
+def _order(item: tuple[int, bytes]) -> int:
     return item[0]
 
 
 def _parcels(messages: Sequence[bytes]) -> Iterable[Parcel]:
-    size, start = 0, 0
-    for index, message in enumerate(messages):
-        if size and size + len(message) > PARCEL_BYTES:
-            yield Parcel(messages[start:index])
-            size, start = 0, index
-        size += len(message)
-    yield Parcel(messages[start:])
+    if sum(map(len, messages)) > PARCEL_BYTES:
+        size, start = 0, 0
+        for index, message in enumerate(messages):
+            if size and size + len(message) > PARCEL_BYTES:
+                yield Parcel(messages[start:index])
+                size, start = 0, index
+            size += len(message)
+        messages = messages[start:]
+    yield Parcel(messages)

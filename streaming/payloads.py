@@ -10,9 +10,7 @@ from functools import lru_cache
 import orjson
 
 from replication.changes import Change, Relation
-from replication.pgoutput import UNCHANGED_TOAST, Delete, Insert, Tuple, Update, Value
-
-Text = str | None
+from replication.pgoutput import UNCHANGED_TOAST, Row, Text
 
 
 def legacy_commit_timestamp(committed_at: datetime) -> str:
@@ -20,6 +18,7 @@ def legacy_commit_timestamp(committed_at: datetime) -> str:
     return committed_at.strftime("%Y-%m-%dT%H:%M:%SZ") if committed_at.year >= 1000 else committed_at.isoformat()
 
 
+_INSERT = ord("I")
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)([+-]\d\d(?::\d\d)?)?(?::\d\d)?", re.ASCII)
 
 
@@ -60,45 +59,54 @@ class LegacyRelation:
             for column in relation.columns
         ]
         self._columns = b'{"columns":' + orjson.dumps(columns) + b","
+        self._stamp, self._head, self._record_head = "", b"", b""
         schema, table = orjson.dumps(relation.schema), orjson.dumps(relation.name)
         self._tails = {
             event: b',"schema":' + schema + b',"table":' + table + b',"type":"' + event.encode() + b'"}'
             for event in ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
         }
 
-    def texts(self, row: Tuple) -> list[Text]:
-        """The values of a row as the payload shows them. Raises `UnicodeDecodeError` for what is not UTF-8."""
-        texts = [None if value is None else _text(value) for value in row]
+    def convert(self, texts: list[Text]) -> list[Text]:
+        """The values of a row as the payload shows them (in place), but for those that were not resent."""
         for index, convert in self._converters:
-            if index < len(row) and (text := texts[index]) is not None and row[index] is not UNCHANGED_TOAST:
+            if isinstance(text := texts[index], str):
                 texts[index] = convert(text)
         return texts
+
+    def _json(self, texts: list[Text]) -> bytes:
+        if len(texts) != len(self.names):
+            raise ValueError(f"a row of {len(texts)} values in a relation of {len(self.names)} columns")
+        if UNCHANGED_TOAST in texts:
+            shown = ["unchanged_toast" if text is UNCHANGED_TOAST else text for text in texts]
+            return orjson.dumps(dict(zip(self.names, shown, strict=True)))
+        return orjson.dumps(dict(zip(self.names, texts, strict=True)))
 
     def truncate(self, commit_timestamp: str) -> bytes:
         """The payload of a TRUNCATE."""
         return b'{"commit_timestamp":"' + commit_timestamp.encode() + b'"' + self._tails["TRUNCATE"]
 
-    def payload(self, change: Insert | Update | Delete, commit_timestamp: str) -> tuple[bytes, list[Text], Tuple]:
-        """The payload of a row change; with it the texts and the raw values of the row that column topics look at."""
-        stamp = b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'
-        names = self.names
-        if isinstance(change, Delete):
-            texts = self.texts(change.old)
-            old = orjson.dumps(dict(zip(names, texts, strict=True)))
-            return self._columns + stamp + b',"old_record":' + old + self._tails["DELETE"], texts, change.old
-        texts = self.texts(change.new)
-        record = b',"record":' + orjson.dumps(dict(zip(names, texts, strict=True)))
-        if isinstance(change, Insert):
-            return self._columns + stamp + record + self._tails["INSERT"], texts, change.new
+    def payload(self, row: Row, commit_timestamp: str) -> tuple[bytes, list[Text]]:
+        """The payload of a row change, and the values that column topics look at."""
+        if commit_timestamp != self._stamp:
+            self._stamp = commit_timestamp
+            self._head = self._columns + b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'
+            self._record_head = self._head + b',"record":'
+        kind, new, old, old_kind = row
+        if new is None:
+            assert old is not None
+            self.convert(old)
+            return self._head + b',"old_record":' + self._json(old) + self._tails["DELETE"], old
+        if self._converters:
+            self.convert(new)
+        record = self._json(new)
+        if kind == _INSERT:
+            return self._record_head + record + self._tails["INSERT"], new
         # Only the whole old row is shown; the old key that PostgreSQL sends when it changes is not.
-        old = b"{}"
-        if change.old is not None and change.old_kind == "O":
-            old = orjson.dumps(dict(zip(names, self.texts(change.old), strict=True)))
-        return self._columns + stamp + b',"old_record":' + old + record + self._tails["UPDATE"], texts, change.new
-
-
-def _text(value: Value) -> str:
-    return value.decode() if isinstance(value, bytes) else "unchanged_toast"
+        shown_old = self._json(self.convert(old)) if old is not None and old_kind == "O" else b"{}"
+        return (
+            self._head + b',"old_record":' + shown_old + b',"record":' + record + self._tails["UPDATE"],
+            new,
+        )
 
 
 @lru_cache(maxsize=4096)

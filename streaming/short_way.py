@@ -6,12 +6,15 @@ plain ``daphne`` command has it too.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer
 from twisted.internet.tcp import Connection
 from zope.interface import implementer
@@ -164,3 +167,11 @@ def install(*, idle_timeout_s: float | None = 60.0, pings: bool = True) -> None:
 
     create_application.knows_the_short_way = True  # type: ignore[attr-defined]
     Server.create_application = create_application
+
+
+def before_shutdown(coroutine_function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run this when Daphne's reactor is told to stop, and let it finish; under other servers nothing happens."""
+    if (reactor := sys.modules.get("twisted.internet.reactor")) is not None and getattr(reactor, "running", False):
+        reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
+            "before", "shutdown", lambda: Deferred.fromFuture(asyncio.ensure_future(coroutine_function()))
+        )

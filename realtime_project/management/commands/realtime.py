@@ -78,17 +78,22 @@ class Command(BaseCommand):
 
     def _serve(self, host: str, port: int, server: EmbeddedServer | None, *, create_publication: bool) -> None:
         # daphne.server comes first: it installs the reactor on an event loop of its own, which everything shares.
+        from channels.layers import get_channel_layer
         from daphne.server import Server
         from twisted.internet import defer, reactor
 
         from realtime_project import demo
         from realtime_project.application import make_application, make_hub, replicator_settings
         from replication.models import DjangoRecordStore
+        from replication.publisher import Publisher
         from replication.replicator import Replicator
         from streaming.local import LocalPublisher
+        from streaming.topic_groups import TopicGroups
 
         hub = make_hub()
-        publisher = LocalPublisher(hub)
+        publisher: Publisher = LocalPublisher(hub)
+        if settings.TOPIC_GROUPS and (layer := get_channel_layer()) is not None:
+            publisher = TopicGroups(publisher, layer, settings.TOPIC_GROUPS)
         wanted = replicator_settings(
             dsn=server.dsn if server else None,
             slot_name=(settings.SLOT_NAME or "walcast") if server else None,

@@ -184,7 +184,7 @@
   // Like JSON.stringify with an indent, but what fits on a line stays on it: a frame is mostly column descriptions.
   const pretty = (value, indent = "") => {
     const short = JSON.stringify(value);
-    if (value === null || typeof value !== "object" || indent.length + short.length <= 88) return short;
+    if (value === null || typeof value !== "object" || indent.length + short.length <= 96) return short;
     const deeper = `${indent}  `;
     const [open, close, parts] = Array.isArray(value)
       ? ["[", "]", value.map((part) => pretty(part, deeper))]

@@ -1,0 +1,85 @@
+"""What the original server sent for a piece of SQL, and ours sends: the recorded cases, each on top of those before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.system.golden import (
+    Answer,
+    Case,
+    Marker,
+    all_cases,
+    cases,
+    connect_to,
+    frames_of,
+    hold_against,
+    join,
+    open_socket,
+    run_sql,
+)
+from tests.system.server import RealtimeServer
+
+# Made before the first case was recorded.
+_BEFORE = """
+    CREATE TYPE mood AS ENUM ('happy', 'sad');
+    CREATE TYPE comp AS (a int, b text);
+    CREATE DOMAIN posint AS int CHECK (value > 0);
+    CREATE DOMAIN email AS text;
+"""
+
+_STORY = [case for case in all_cases() if case.kind in ("event", "state")]
+
+
+class Story:
+    """The SQL of all cases in its order: a case finds the tables that those before have left, whoever failed."""
+
+    def __init__(self, server: RealtimeServer, connection: psycopg.Connection[Any]) -> None:
+        self._server, self._connection = server, connection
+        self._told = 0
+        self._marker = Marker(connection)
+        connection.execute(_BEFORE)
+
+    def tell(self, case: Case) -> Answer:
+        """Run what lies before the case, then the case itself with its topics joined."""
+        for earlier in _STORY[self._told : (number := _STORY.index(case))]:
+            self._prepare(earlier)
+            run_sql(self._connection, earlier.facts["sql"])
+        self._told = number + 1
+        self._prepare(case)
+        query = case.facts.get("query")
+        with open_socket(self._server.ws_url, query) as socket:
+            join(socket, case.facts["topics"], query)
+            self._marker.watch(socket, query)
+            problems = run_sql(self._connection, case.facts["sql"])
+            return {"frames": self._marker.frames_before(socket), "sql_errors": problems}
+
+    def _prepare(self, case: Case) -> None:
+        assert run_sql(self._connection, case.facts.get("setup") or []) == [], f"the setup of {case.name} failed"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RealtimeServer]:
+    with RealtimeServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def story(server: RealtimeServer) -> Iterator[Story]:
+    with closing(connect_to(server.dsn)) as connection:
+        yield Story(server, connection)
+
+
+@cases("event")
+def test_recorded_changes(case: Case, story: Story) -> None:
+    recorded = {"frames": frames_of(case), "sql_errors": case.facts.get("sql_errors", [])}
+    hold_against(case, story.tell(case), recorded)
+
+
+def test_no_change_of_the_recorded_ones_was_left_out(server: RealtimeServer, story: Story) -> None:
+    story.tell(_STORY[-1])
+    assert "change left out" not in server.log
