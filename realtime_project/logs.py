@@ -20,7 +20,9 @@ class KeyValueFormatter(logging.Formatter):
         """Write one line (more only for a traceback)."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         facts = "".join(
-            f" {key}={_value(value)}" for key, value in vars(record).items() if key not in _STANDARD and value is not None
+            f" {key}={_value(value)}"
+            for key, value in vars(record).items()
+            if key not in _STANDARD and value is not None
         )
         line = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {record.name} {record.getMessage()}{facts}"
         if record.exc_info:

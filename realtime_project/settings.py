@@ -30,6 +30,9 @@ T = TypeVar("T")
 env = environ.Env()
 _problems: list[str] = []
 
+if (_dot_env := BASE_DIR / ".env").is_file():
+    environ.Env.read_env(_dot_env)
+
 
 def _read(name: str, convert: Callable[[str], T], default: T, expected: str) -> T:
     """The variable's value; an absent or empty one means the default, a bad one is told of below."""
@@ -111,13 +114,12 @@ def _host(text: str) -> str:
 
 # The server
 
-if (_dot_env := BASE_DIR / ".env").is_file():
-    environ.Env.read_env(_dot_env)
-
 DEBUG = _read("DEBUG", _bool, env.str("MIX_ENV", default="prod") == "dev", "true or false")
 LOG_LEVEL = _read("LOG_LEVEL", lambda text: _one_of("debug", "info", "warning", "error")(text).upper(), "INFO", "INFO")
 WALCAST_HOME_IS_SET = bool(os.environ.get("WALCAST_HOME"))
-WALCAST_HOME = Path(env.str("WALCAST_HOME", default="") or BASE_DIR / ".walcast").expanduser().resolve()
+# Installed as a package, there is no project folder: then the home is where the process was started.
+_project = BASE_DIR if (BASE_DIR / "manage.py").is_file() else Path.cwd()
+WALCAST_HOME = Path(env.str("WALCAST_HOME", default="") or _project / ".walcast").expanduser().resolve()
 
 # The database whose changes are streamed
 
@@ -182,7 +184,9 @@ BROADCAST_STAR_EVENT = _read("BROADCAST_STAR_EVENT", _bool, False, "true or fals
 
 # More than one process
 
-REDIS_URL: list[str] = _read("REDIS_URL", _names, [], "redis://host:6379/0 (several, with commas between, are used as shards)")
+REDIS_URL: list[str] = _read(
+    "REDIS_URL", _names, [], "redis://host:6379/0 (several, with commas between, are used as shards)"
+)
 TOPIC_GROUPS: list[str] = _read(
     "TOPIC_GROUPS", _names, [], "tables with commas between, such as public.users,billing.* (nothing: off)"
 )

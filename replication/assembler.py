@@ -62,10 +62,10 @@ class Assembler:
         `ProtocolViolation` (it cannot).
         """
         kind = data[0] if data else 0
-        if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714 - in the hot path
-            if (oid := data[1:5]) != self._row_oid:
+        if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714, SIM109 - twice as fast as `in`
+            if (row_oid := data[1:5]) != self._row_oid:
                 self._row_relation = self._relation(pgoutput.relation_oid(data))
-                self._row_oid = oid
+                self._row_oid = row_oid
             self._append(start_lsn, self._row_relation, data)
             if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
                 return self.take()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
 
@@ -180,7 +180,7 @@ class Envelope:
             raise EnvelopeError(f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-_MICROSECOND = pgoutput.timedelta(microseconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 _interned_relations: dict[object, Relation] = {}
 _INTERNED_LIMIT = 4096

@@ -140,9 +140,7 @@ class ReplicationConnection:
 
     async def create_temporary_slot(self, name: str) -> LSN:
         """Make a slot that lives as long as this connection; its consistent point comes back."""
-        row = await self._query(
-            f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT"
-        )
+        row = await self._query(f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
         return LSN.parse(row["consistent_point"])
 
     async def start(self, slot_name: str, lsn: int, publications: Sequence[str]) -> None:

@@ -60,7 +60,8 @@ def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
     try:
         kind = frame[0]
         if kind == _W:
-            return XLogData(*_XLOG_DATA.unpack_from(frame), frame[XLOG_DATA_HEADER:])
+            start_lsn, wal_end, sent_at = _XLOG_DATA.unpack_from(frame)
+            return XLogData(start_lsn, wal_end, sent_at, frame[XLOG_DATA_HEADER:])
         if kind == _K:
             wal_end, sent_at, reply_requested = _KEEPALIVE.unpack(frame)
             return PrimaryKeepalive(wal_end, sent_at, bool(reply_requested))

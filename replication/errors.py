@@ -12,7 +12,8 @@
     │   ├── NoFreeWalSender
     │   ├── PublicationMissing
     │   ├── SlotWrongPlugin
-    │   └── SlotWrongDatabase
+    │   ├── SlotWrongDatabase
+    │   └── SlotReplacedTooOften
     ├── SlotIsActive                    another replicator reads it: wait
     ├── SlotLost                        its changes are gone: a new slot, and a gap to tell of
     ├── BelowFloor                      the ring no longer has what was asked for
@@ -229,6 +230,18 @@ class SlotLost(ReplicationError):
             f"it has to be made anew: {drop_sql(slot_name)} "
             "If it fell behind, raise max_slot_wal_keep_size (and idle_replication_slot_timeout, PostgreSQL 18)",
             sqlstate=sqlstate,
+        )
+
+
+class SlotReplacedTooOften(ServerNotReady):
+    """The slot was made anew again and again; once more would only lose more changes."""
+
+    def __init__(self, slot_name: str, reason: str, times: int) -> None:
+        self.slot_name, self.reason, self.times = slot_name, reason, times
+        super().__init__(
+            f"replication slot {quoted(slot_name)} was made anew {times} times within an hour, and again it is useless "
+            f"({reason}), so it is left alone now; raise MAX_REPLICATION_LAG_MB (ours) or max_slot_wal_keep_size "
+            "(PostgreSQL's), or find out why changes come faster than they are read"
         )
 
 

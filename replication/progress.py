@@ -89,5 +89,3 @@ class Progress:
         """A new stream begins: an old keepalive's question is void, and the server wants to hear from us soon."""
         self._status_at, self._reply_requested = float("-inf"), False
         self._questions.clear()
-
-

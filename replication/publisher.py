@@ -45,9 +45,7 @@ class Tick:
 
     def encode(self) -> bytes:
         """The bytes for the channel layer."""
-        data: bytes = msgpack.packb(
-            (self.instance, self.epoch, self.started, self.floor, self.published, self.wal_end)
-        )
+        data: bytes = msgpack.packb((self.instance, self.epoch, self.started, self.floor, self.published, self.wal_end))
         return data
 
     @classmethod
@@ -71,18 +69,18 @@ class Publisher(Protocol):
 
 
 PullAnswer = Callable[[str, Position, int], Envelope | None]
-"""``(epoch, position, limit_bytes)`` to an envelope of what follows the position, or `None` if this is not known here."""
+"""``(epoch, position, limit_bytes)`` to an envelope of what follows the position; `None` if this is unknown here."""
 
 
 class LayerPublisher:
     """The chain through a channel layer, for hubs in other processes.
 
-    ``answer`` looks up what a hub asks for. A layer that is away is waited for: what is not published does not leave
-    the ring, and nothing more is read meanwhile.
+    A layer that is away is waited for: what is not published does not leave the ring, and nothing more is read
+    meanwhile.
     """
 
-    def __init__(self, layer: BaseChannelLayer, answer: PullAnswer, *, retry_s: float = 0.2, longest_s: float = 5.0):
-        self._layer, self._answer = layer, answer
+    def __init__(self, layer: BaseChannelLayer, *, retry_s: float = 0.2, longest_s: float = 5.0) -> None:
+        self._layer = layer
         self._retry_s, self._longest_s = retry_s, longest_s
 
     async def publish(self, envelope: Envelope) -> None:
@@ -105,24 +103,24 @@ class LayerPublisher:
         except Exception as error:  # whatever a layer's driver raises
             logger.warning("channel layer away", extra={"error": error})
 
-    async def answer_pulls(self) -> None:
-        """Answer the hubs' questions until cancelled."""
+    async def answer_pulls(self, answer: PullAnswer) -> None:
+        """Answer the hubs' questions until cancelled; ``answer`` looks up what they ask for."""
         while True:
             try:
-                channel = await self._layer.new_channel("walcast.pull")
+                channel = await self._layer.new_channel()
                 await self._layer.group_add(PULL_GROUP, channel)
                 while True:
-                    await self._reply(await self._layer.receive(channel))
+                    await self._reply(await self._layer.receive(channel), answer)
             except Exception as error:  # whatever a layer's driver raises
                 logger.warning("channel layer away", extra={"error": error})
                 await asyncio.sleep(self._retry_s)
 
-    async def _reply(self, message: dict[str, Any]) -> None:
+    async def _reply(self, message: dict[str, Any], answer: PullAnswer) -> None:
         try:
             epoch, have, reply_to = message["epoch"], Position(*message["have"]), message["reply_to"]
         except (KeyError, TypeError) as error:
             logger.warning("unreadable pull", extra={"error": error})
             return
-        envelope = self._answer(epoch, have, PULL_LIMIT_BYTES)
+        envelope = answer(epoch, have, PULL_LIMIT_BYTES)
         if envelope is not None:
             await self._layer.send(reply_to, {"type": ENVELOPE, "data": envelope.encode()})

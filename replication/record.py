@@ -41,7 +41,7 @@ def source_hash(database: str, publications: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a fresh process must know. ``xid`` and ``committed_at`` are those of the published position's transaction."""
+    """What a fresh process must know; ``xid`` and ``committed_at`` are those of the published transaction."""
 
     epoch: Epoch
     published: Position
@@ -60,7 +60,9 @@ class Identity:
     source: str
 
 
-def continue_history(record: Record | None, identity: Identity, *, slot_lsn: int, slot_is_new: bool, now: int) -> Record:
+def continue_history(
+    record: Record | None, identity: Identity, *, slot_lsn: int, slot_is_new: bool, now: int
+) -> Record:
     """Decide in which epoch the stream of a slot is, and where it goes on.
 
     ``slot_lsn`` is the slot's confirmed flush LSN (of a new one, its consistent point), ``now`` the time in whole

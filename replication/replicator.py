@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import psycopg
 
@@ -28,6 +29,7 @@ from replication.errors import (
     ReplicationError,
     ServerNotReady,
     SlotIsActive,
+    SlotReplacedTooOften,
     StreamEnded,
     UnknownRelation,
 )
@@ -35,13 +37,18 @@ from replication.lsn import LSN, Position
 from replication.pgoutput import POSTGRES_EPOCH
 from replication.progress import Progress
 from replication.publisher import Publisher, Tick
-from replication.record import Identity, Record, contradicts, continue_history, source_hash
+from replication.record import Identity, Record, continue_history, contradicts, source_hash
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 BACKOFF_S = (0.5, 30.0)
 STANDBY_RETRY_S = 1.0
+GUARD_TURNS = 5
+"""How many ticks lie between two looks at the slot's lag."""
+REPLACEMENTS, REPLACEMENT_WINDOW_S = 3, 3600.0
+
+Catalogue: TypeAlias = psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +103,10 @@ class Replicator:
         self._assembler: Assembler | None = None
         self._resume_lsn = 0
         self._said: str | None = None
+        self._replaced_at: list[float] = []
 
     async def run(self) -> None:
-        """Stream until cancelled. Whatever PostgreSQL does, it reconnects with backoff; the record is saved at the end."""
+        """Stream until cancelled; whatever PostgreSQL does, it reconnects with backoff. Saves the record at the end."""
         delay_s = BACKOFF_S[0]
         try:
             while True:
@@ -132,7 +140,7 @@ class Replicator:
         return self._record.published if self._record else None
 
     def answer(self, epoch: str, position: Position, limit_bytes: int) -> Envelope | None:
-        """What follows ``position``, about ``limit_bytes`` of it: the answer to a hub's pull. `None` if unknown here."""
+        """What follows ``position``, about ``limit_bytes`` of it: the answer to a pull. `None` if unknown here."""
         record = self._record
         if record is None or epoch != self.epoch or position >= record.published:
             return None
@@ -170,28 +178,62 @@ class Replicator:
                 system = await connection.identify_system()
                 slot_name, slot_lsn, is_new = await self._ensure_slot(catalogue, connection, preflight)
                 identity = Identity(
-                    system.system_id, system.timeline, system.wal_lsn, source_hash(system.database, settings.publications)
+                    system.system_id,
+                    system.timeline,
+                    system.wal_lsn,
+                    source_hash(system.database, settings.publications),
                 )
                 await self._enter_history(identity, slot_lsn, slot_is_new=is_new)
                 self._assembler = Assembler(type_names, hidden=settings.hidden_tables)
                 await connection.start(slot_name, self._resume_lsn, settings.publications)
                 self._say_streaming(slot_name, is_new)
-                await self._follow(connection, self._assembler)
+                await self._follow(catalogue, connection, self._assembler)
 
     async def _ensure_slot(
         self,
-        catalogue: psycopg.AsyncConnection[tuple[object, ...]],
+        catalogue: Catalogue,
         connection: ReplicationConnection,
         preflight: slots.Preflight,
     ) -> tuple[str, int, bool]:
         if self.settings.slot_name is None:
             name = f"walcast_{secrets.token_hex(6)}"
             return name, await connection.create_temporary_slot(name), True
-        if preflight.slot is None:
-            lsn = await slots.create_slot(catalogue, self.settings.slot_name)
-            logger.info("slot created", extra={"slot": self.settings.slot_name, "lsn": LSN(lsn)})
-            return self.settings.slot_name, lsn, True
-        return self.settings.slot_name, preflight.slot.confirmed_flush_lsn or 0, False
+        name, slot = self.settings.slot_name, preflight.slot
+        if slot is not None and (reason := await self._useless_because(catalogue, slot)):
+            await self._give_up_slot(catalogue, name, reason)
+            slot = None
+        if slot is None:
+            lsn = await slots.create_slot(catalogue, name)
+            logger.info("slot created", extra={"slot": name, "lsn": LSN(lsn)})
+            return name, lsn, True
+        return name, slot.confirmed_flush_lsn or 0, False
+
+    async def _useless_because(self, catalogue: Catalogue, slot: slots.SlotStatus) -> str | None:
+        """Why an existing slot is to be made anew; `None` if it is to be read."""
+        if slot.active:
+            return None  # whoever reads it is in charge
+        if slot.lost_because is not None:
+            return slot.lost_because
+        return await self._lag_reason(catalogue, slot.confirmed_flush_lsn or 0)
+
+    async def _lag_reason(self, catalogue: Catalogue, fallback_lsn: int) -> str | None:
+        limit = self.settings.max_lag_bytes
+        if not limit:
+            return None
+        # What the ring holds back does not count: the limit is for what is not yet published.
+        record = self._record or await self._store.load(self.settings.record_name)
+        published = max(record.published.commit_lsn if record else fallback_lsn, self._progress.received_lsn)
+        lag_bytes = await slots.wal_position(catalogue) - published
+        return f"lag of {lag_bytes} bytes is over MAX_REPLICATION_LAG_MB" if lag_bytes > limit else None
+
+    async def _give_up_slot(self, catalogue: Catalogue, name: str, reason: str) -> None:
+        now = time.monotonic()
+        self._replaced_at = [at for at in self._replaced_at if now - at < REPLACEMENT_WINDOW_S]
+        if len(self._replaced_at) >= REPLACEMENTS:
+            raise SlotReplacedTooOften(name, reason, REPLACEMENTS)
+        self._replaced_at.append(now)
+        logger.error("slot dropped and made anew: changes are missing", extra={"slot": name, "reason": reason})
+        await slots.drop_slot(catalogue, name)
 
     async def _enter_history(self, identity: Identity, slot_lsn: int, *, slot_is_new: bool) -> None:
         known = self._record
@@ -214,9 +256,9 @@ class Replicator:
         self._progress = Progress(permanent=self.settings.slot_name is not None)
         self._flushed_lsn = 0
 
-    async def _follow(self, connection: ReplicationConnection, assembler: Assembler) -> None:
+    async def _follow(self, catalogue: Catalogue, connection: ReplicationConnection, assembler: Assembler) -> None:
         self.streaming.set()
-        chores = asyncio.create_task(self._do_chores(connection), name="replicator chores")
+        chores = asyncio.create_task(self._do_chores(catalogue, connection), name="replicator chores")
         try:
             more = False
             while True:
@@ -264,9 +306,7 @@ class Replicator:
             # History went back on the same timeline (a restored backup, say): what was published is not what is there.
             logger.warning("a new history begins: another transaction stands at the published position")
             start = Position(chunk.commit_lsn, 0, 0)
-            epoch = replace(
-                self._record.epoch, generation=max(int(time.time()), self._record.epoch.generation + 1)
-            )
+            epoch = replace(self._record.epoch, generation=max(int(time.time()), self._record.epoch.generation + 1))
             self._record = Record(epoch, start, start)
             self.changelog.restart(start)
         self.changelog.append(chunk, now)
@@ -285,8 +325,10 @@ class Replicator:
         self._record = Record(record.epoch, last.last, record.floor, last.xid, last.committed_at)
         logger.debug("published", extra={"chunks": len(chunks), "position": last.last})
 
-    async def _do_chores(self, connection: ReplicationConnection) -> None:
-        while True:
+    async def _do_chores(self, catalogue: Catalogue, connection: ReplicationConnection) -> None:
+        for turn in itertools.count(1):
+            if turn % GUARD_TURNS == 0 and (reason := await self._lag_reason(catalogue, 0)):
+                raise StreamEnded(reason)
             record = self._record
             assert record is not None
             self.changelog.evict(time.monotonic(), keep_above=record.published)
@@ -310,9 +352,7 @@ class Replicator:
         if self._record is None:
             return
         floor = self.changelog.floor
-        record = Record(
-            self._record.epoch, self._record.published, floor, self._record.xid, self._record.committed_at
-        )
+        record = Record(self._record.epoch, self._record.published, floor, self._record.xid, self._record.committed_at)
         flushed_lsn = self._progress.acknowledgeable(
             oldest_kept=self.changelog.oldest_commit_lsn,
             open_commit_lsn=self._assembler.open_commit_lsn if self._assembler else None,

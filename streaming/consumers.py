@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any, cast
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 
@@ -37,7 +38,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     async def connect(self) -> None:
         """Admit the socket; its token and ``vsn`` were checked at the door (`TokenAuthMiddleware`)."""
         self.serializer = requested_serializer(self.scope["query_string"])
-        self.outlet = outlet_for(self.scope, self.base_send, self._limits)
+        self.outlet = outlet_for(cast("dict[str, Any]", self.scope), self.base_send, self._limits)
         await self.accept()
         self._hub.admit(self.outlet, self)
 

@@ -35,7 +35,7 @@ class Follower:
         """Follow until cancelled; a layer that is away is waited for."""
         while True:
             try:
-                self._channel = await self._layer.new_channel("walcast.hub")
+                self._channel = await self._layer.new_channel()
                 await self._layer.group_add(CHAIN_GROUP, self._channel)
                 while True:
                     await self._take(await self._layer.receive(self._channel))

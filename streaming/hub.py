@@ -154,7 +154,8 @@ class Hub:
 
     def receive(self, envelope: Envelope) -> None:
         """Take the next envelope of the chain, of which nothing is here yet."""
-        self.epoch, self.have = envelope.epoch, envelope.last
+        self._enter(envelope.epoch)
+        self.have = envelope.last
         self.deliver(envelope.chunks)
 
     def settle(self, tick: Tick) -> None:
@@ -162,15 +163,17 @@ class Hub:
 
         A new history is a gap: whoever has joined is told so (``phx_error``) and joins again.
         """
-        if tick.epoch == self.epoch:
-            return
-        is_first = not self.epoch
-        self.epoch, self.have = tick.epoch, tick.published
-        if not is_first:
-            self.tell_gap()
+        self._enter(tick.epoch)
+        self.have = tick.published
+
+    def _enter(self, epoch: str) -> None:
+        if epoch != self.epoch:
+            is_first, self.epoch = not self.epoch, epoch
+            if not is_first:
+                self.tell_gap()
 
     def tell_gap(self) -> None:
-        """Changes are missing that cannot be had any more: every topic of every socket fails, so that its client rejoins."""
+        """Changes are missing and cannot be had any more: every topic of every socket fails, and clients join again."""
         logger.warning("gap told to subscribers", extra={"sockets": self.socket_count, "epoch": self.epoch})
         for subscriber in list(self._subscribers.values()):
             subscriber.fail_all()
@@ -252,7 +255,9 @@ class Hub:
                 messages = touched[numbers_key[0]].messages
             else:
                 several = [touched[number] for number in numbers_key]
-                merged = merge(*(zip(audience.order, audience.messages, strict=True) for audience in several), key=_order)
+                merged = merge(
+                    *(zip(audience.order, audience.messages, strict=True) for audience in several), key=_order
+                )
                 messages = [message for _, message in merged]
             self._hand_out(messages, outlets)
         for audience in touched:

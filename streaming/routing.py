@@ -29,9 +29,5 @@ def websocket_application(
 ) -> URLRouter:
     """The ASGI application of all websockets. Without a ``verifier`` channels are not secured."""
     consumer = RealtimeConsumer.as_asgi(hub=hub, limits=limits, max_topics=max_topics)
-    return URLRouter(
-        [
-            re_path(SOCKET_PATHS, TokenAuthMiddleware(consumer, verifier)),
-            re_path(r"", not_found),
-        ]
-    )
+    routes: list[Any] = [(SOCKET_PATHS, TokenAuthMiddleware(consumer, verifier)), (r"", not_found)]
+    return URLRouter([re_path(path, application) for path, application in routes])

@@ -84,11 +84,26 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     def close_with(self, code: int, reason: str) -> None:  # see ShortWay
         self._stop_producing()
-        self.sendClose(code, reason or None)
+        self._close(code, reason)
+
+    def serverClose(self, code: int | None = None) -> None:
+        """Daphne: the application closes the socket."""
+        self._close(1000 if code is None else code, "")
+
+    def _close(self, code: int, reason: str) -> None:
+        # Autobahn's sendClose allows applications 1000 and 3000 to 4999 only; we are the server, and say 1011 or 1012.
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:123] or None, isReply=False)
 
     def abort(self) -> None:  # see ShortWay
         self._stop_producing()
         self.dropConnection(abort=True)
+
+    def connectionMade(self) -> None:
+        """Twisted: a connection begins; Autobahn has just copied its factory's options."""
+        super().connectionMade()
+        self.failByDrop = False  # a client that breaks the protocol is told why (1002, 1007) before the end
+        self.echoCloseCodeReason = True
 
     def connectionLost(self, reason: Any = None) -> None:
         """Twisted: the connection has ended."""
@@ -110,7 +125,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         elif kind == "websocket.close" and self.state == self.STATE_CONNECTING:
             self._refuse(403, [], b"")
         elif kind == "websocket.close" and message.get("reason"):
-            self.sendClose(message.get("code") or 1000, message["reason"])
+            self._close(message.get("code") or 1000, message["reason"])
         else:
             super().handle_reply(message)
 
@@ -136,10 +151,10 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     def check_timeouts(self) -> None:
         """Daphne, every two seconds: pings; and the idle timeout."""
-        if self.idle_timeout_s and self.state == self.STATE_OPEN:
-            if time.monotonic() - self._heard_at > self.idle_timeout_s:
-                self.close_with(1000, "")
-                return
+        silent_s = time.monotonic() - self._heard_at
+        if self.idle_timeout_s and silent_s > self.idle_timeout_s and self.state == self.STATE_OPEN:
+            self.close_with(1000, "")
+            return
         super().check_timeouts()
 
 
@@ -172,6 +187,6 @@ def install(*, idle_timeout_s: float | None = 60.0, pings: bool = True) -> None:
 def before_shutdown(coroutine_function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run this when Daphne's reactor is told to stop, and let it finish; under other servers nothing happens."""
     if (reactor := sys.modules.get("twisted.internet.reactor")) is not None and getattr(reactor, "running", False):
-        reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
+        reactor.addSystemEventTrigger(
             "before", "shutdown", lambda: Deferred.fromFuture(asyncio.ensure_future(coroutine_function()))
         )

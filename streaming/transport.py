@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from streaming.frames import Parcel
 
 logger = logging.getLogger(__name__)
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 
 SLOW_READER, SLOW_READER_REASON = 1013, "slow-reader"
 
@@ -236,7 +236,7 @@ WAY_EXTENSION = "walcast.short_way"
 """Where a server leaves its `ShortWay` in ``scope["extensions"]``."""
 
 
-def outlet_for(scope: dict[str, Any], send: Send, limits: OutletLimits) -> Outlet:
+def outlet_for(scope: Mapping[str, Any], send: Send, limits: OutletLimits) -> Outlet:
     """The best way out that this connection's server offers."""
     way = (scope.get("extensions") or {}).get(WAY_EXTENSION)
     return AsgiOutlet(send, limits) if way is None else DirectOutlet(way, limits)

@@ -4,26 +4,24 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='ReplicationRecord',
+            name="ReplicationRecord",
             fields=[
-                ('name', models.CharField(max_length=255, primary_key=True, serialize=False)),
-                ('epoch', models.CharField(max_length=100)),
-                ('published', models.CharField(max_length=60)),
-                ('floor', models.CharField(max_length=60)),
-                ('xid', models.BigIntegerField(default=0)),
-                ('committed_at', models.DateTimeField(null=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
+                ("name", models.CharField(max_length=255, primary_key=True, serialize=False)),
+                ("epoch", models.CharField(max_length=100)),
+                ("published", models.CharField(max_length=60)),
+                ("floor", models.CharField(max_length=60)),
+                ("xid", models.BigIntegerField(default=0)),
+                ("committed_at", models.DateTimeField(null=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
             ],
             options={
-                'db_table': 'walcast_replication_record',
+                "db_table": "walcast_replication_record",
             },
         ),
     ]

@@ -11,7 +11,7 @@ import socket
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
@@ -59,7 +59,6 @@ class Command(BaseCommand):
         """Run until Ctrl-C or SIGTERM."""
         _raise_file_limit()
         port = _free_port(host, port)
-        settings.WALCAST_HOME.mkdir(parents=True, exist_ok=True)
         embedded = None
         server: EmbeddedServer | None = None
         try:
@@ -67,6 +66,7 @@ class Command(BaseCommand):
                 embedded = EmbeddedPostgres(settings.WALCAST_HOME, explicit_home=settings.WALCAST_HOME_IS_SET)
                 server = embedded.start()
                 settings.DEMO_DSN, settings.DEMO_PSQL = server.dsn, server.psql
+            settings.WALCAST_HOME.mkdir(parents=True, exist_ok=True)
             call_command("migrate", verbosity=0, interactive=False)
             self._serve(host, port, server, create_publication=create_publication)
         except EmbeddedPostgresError as error:
@@ -118,8 +118,11 @@ class Command(BaseCommand):
             self._say_hello(host, port, server)
 
         def stop() -> defer.Deferred[Any]:
-            hub.close_all()
-            return defer.Deferred.fromFuture(asyncio.ensure_future(_cancel(task)))
+            try:
+                hub.close_all()
+            finally:
+                ended = defer.Deferred.fromFuture(asyncio.ensure_future(_cancel(task)))
+            return ended
 
         bracketed = host.replace(":", "\\:")
         daphne = Server(
@@ -129,7 +132,7 @@ class Command(BaseCommand):
             server_name="walcast",
             verbosity=1,
         )
-        reactor.addSystemEventTrigger("before", "shutdown", stop)  # type: ignore[attr-defined]
+        cast("Any", reactor).addSystemEventTrigger("before", "shutdown", stop)
         try:
             daphne.run()
         finally:

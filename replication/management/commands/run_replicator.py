@@ -63,12 +63,10 @@ class Command(BaseCommand):
 async def _stream(*, create_publication: bool) -> None:
     layer = get_channel_layer()
     assert layer is not None
-    chain = LayerPublisher(layer, lambda *question: replicator.answer(*question))
+    chain = LayerPublisher(layer)
     publisher: Publisher = TopicGroups(chain, layer, settings.TOPIC_GROUPS) if settings.TOPIC_GROUPS else chain
-    replicator = Replicator(
-        replicator_settings(create_publication=create_publication), publisher, DjangoRecordStore()
-    )
-    task = asyncio.ensure_future(asyncio.gather(replicator.run(), chain.answer_pulls()))
+    replicator = Replicator(replicator_settings(create_publication=create_publication), publisher, DjangoRecordStore())
+    task = asyncio.ensure_future(asyncio.gather(replicator.run(), chain.answer_pulls(replicator.answer)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
