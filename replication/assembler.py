@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from replication import pgoutput
-from replication.changes import CHANGE_OVERHEAD, Change, Chunk, Column, Relation
+from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
 from replication.errors import ProtocolViolation, UnknownRelation
 from replication.lsn import LSN
 
@@ -90,7 +90,7 @@ class Assembler:
                 self._type_names[oid] = name
             case pgoutput.Truncate(relation_oids=oids):
                 for oid in oids:
-                    self._append(start_lsn, self._relation(oid), b"T")
+                    self._append(start_lsn, self._relation(oid), TRUNCATE)
             case _:
                 pass  # Origin and LogicalMessage carry nothing that is broadcast.
         return None

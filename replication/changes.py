@@ -21,6 +21,9 @@ ENVELOPE_VERSION = 1
 CHANGE_OVERHEAD = 200
 """Bytes that Python adds to the data of one change in memory, roughly."""
 
+TRUNCATE = b"T"
+"""The data of a change that is one table of a TRUNCATE."""
+
 EVENTS = {ord("I"): "INSERT", ord("U"): "UPDATE", ord("D"): "DELETE", ord("T"): "TRUNCATE"}
 
 
@@ -78,7 +81,7 @@ class Change(NamedTuple):
 
     def decode(self) -> pgoutput.Row | None:
         """Read the row; `None` for TRUNCATE. Raises `PgOutputError`."""
-        return None if self.data == b"T" else pgoutput.decode_row(self.data)
+        return None if self.data == TRUNCATE else pgoutput.decode_row(self.data)
 
 
 @dataclass(slots=True)

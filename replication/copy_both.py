@@ -18,6 +18,7 @@ _STATUS = Struct("!cQQQqB")
 XLOG_DATA_HEADER = _XLOG_DATA.size
 """Bytes before the payload of an XLogData frame."""
 
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 _W, _K = ord("w"), ord("k")
 
 
@@ -61,7 +62,7 @@ def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
         kind = frame[0]
         if kind == _W:
             start_lsn, wal_end, sent_at = _XLOG_DATA.unpack_from(frame)
-            return XLogData(start_lsn, wal_end, sent_at, frame[XLOG_DATA_HEADER:])
+            return _new_tuple(XLogData, (start_lsn, wal_end, sent_at, frame[XLOG_DATA_HEADER:]))
         if kind == _K:
             wal_end, sent_at, reply_requested = _KEEPALIVE.unpack(frame)
             return PrimaryKeepalive(wal_end, sent_at, bool(reply_requested))

@@ -135,6 +135,8 @@ _BEGIN, _COMMIT, _INT64 = Struct("!QqI"), Struct("!BQQq"), Struct("!Q")
 _RELATION_COLUMN = Struct("!II")
 _read_int16, _read_int32 = _INT16.unpack_from, _INT32.unpack_from
 
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
+
 _NULL, _UNCHANGED, _TEXT = b"nut"
 _NEW = ord("N")
 _OLD_KINDS = b"KO"
@@ -287,7 +289,7 @@ def decode_row(data: bytes) -> Row:
         kind = data[0]
         if kind == _INSERT_KIND and data[5] == _NEW:
             new, at = read_texts(data, 6)
-            row = Row(kind, new, None, None)
+            row = _new_tuple(Row, (kind, new, None, None))
         elif kind == _DELETE_KIND and data[5] in _OLD_KINDS:
             old, at = read_texts(data, 6)
             row = Row(kind, None, old, chr(data[5]))

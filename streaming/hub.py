@@ -15,9 +15,10 @@ from heapq import merge
 from typing import Protocol
 
 from replication.changelog import Changelog
-from replication.changes import EVENTS, Change, Chunk, Envelope
+from replication.changes import EVENTS, TRUNCATE, Change, Chunk, Envelope
 from replication.errors import PgOutputError
 from replication.lsn import BEGINNING, Position
+from replication.pgoutput import decode_row
 from replication.publisher import Tick
 from streaming.filters import Plan, TopicIndex, topics_of_row
 from streaming.frames import Parcel
@@ -32,7 +33,7 @@ PARCEL_BYTES = 256 << 10
 
 ALL_EVENTS = "*"
 TEND_S = 1.0
-SHUTDOWN = 1012
+SHUTDOWN, UNWRITABLE = 1012, 1011
 
 
 class Subscriber(Protocol):
@@ -227,10 +228,9 @@ class Hub:
     def _render(self, change: Change, plan: Plan, commit_timestamp: str) -> tuple[bytes, Sequence[str]]:
         """The payload of a watched change, and the joined topics it belongs to."""
         self.counters.rendered += 1
-        row = change.decode()
-        if row is None:
+        if change.data == TRUNCATE:
             return plan.shared.truncate(commit_timestamp), plan.topics
-        payload, texts = plan.shared.payload(row, commit_timestamp)
+        payload, texts = plan.shared.payload(decode_row(change.data), commit_timestamp)
         if plan.columns:
             return payload, [*plan.topics, *topics_of_row(plan, texts, self._topics)]
         return payload, plan.topics
@@ -268,7 +268,12 @@ class Hub:
         readers = list(outlets)
         for parcel in _parcels(messages):
             for outlet in readers:
-                outlet.write(parcel)
+                try:
+                    outlet.write(parcel)
+                except Exception:  # one socket's trouble is nobody else's
+                    logger.exception("socket dropped: it cannot be written to")
+                    self.drop(outlet)
+                    outlet.close(UNWRITABLE, "")
             self.counters.messages += len(parcel.messages) * len(readers)
             self.counters.bytes += parcel.size * len(readers)
 

@@ -102,6 +102,8 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     def connectionMade(self) -> None:
         """Twisted: a connection begins; Autobahn has just copied its factory's options."""
         super().connectionMade()
+        # The HTTP channel that read the upgrade is still the transport's producer; nobody speaks through it any more.
+        self.transport.unregisterProducer()
         self.failByDrop = False  # a client that breaks the protocol is told why (1002, 1007) before the end
         self.echoCloseCodeReason = True
 
