@@ -197,6 +197,10 @@ class ReplicationConnection:
             self._pgconn.put_copy_data(status.encode())
             await self._flush()
         except psycopg.OperationalError as error:
+            # If the server ended the stream with an error of its own, that one tells more.
+            result = self._pgconn.get_result()
+            if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+                raise self._error(result) from error
             raise StreamEnded(str(error).strip()) from error
 
     def _ended(self) -> ReplicationError:

@@ -49,6 +49,10 @@ class Record:
     xid: int = 0
     committed_at: datetime | None = None
 
+    def is_ahead_of(self, other: Record) -> bool:
+        """Whether it tells of a newer history, or of more of the same one."""
+        return (self.epoch.generation, self.published) > (other.epoch.generation, other.published)
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

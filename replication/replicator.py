@@ -26,6 +26,7 @@ from replication.errors import (
     BelowFloor,
     ConnectionFailed,
     PgOutputError,
+    PublicationMissing,
     ReplicationError,
     ServerNotReady,
     SlotIsActive,
@@ -46,6 +47,7 @@ BACKOFF_S = (0.5, 30.0)
 STANDBY_RETRY_S = 1.0
 GUARD_TURNS = 5
 """How many ticks lie between two looks at the slot's lag."""
+UNDECODABLE_TRIES = 3
 REPLACEMENTS, REPLACEMENT_WINDOW_S = 3, 3600.0
 
 Catalogue: TypeAlias = psycopg.AsyncConnection[Any]
@@ -104,6 +106,10 @@ class Replicator:
         self._resume_lsn = 0
         self._said: str | None = None
         self._replaced_at: list[float] = []
+        self._moved_on = False
+        """Something was published since the last connection: the next one need not wait long."""
+        self._undecodable = 0
+        """How often in a row the server could not decode a change, although preflight found the publications."""
 
     async def run(self) -> None:
         """Stream until cancelled; whatever PostgreSQL does, it reconnects with backoff. Saves the record at the end."""
@@ -119,9 +125,11 @@ class Replicator:
                 except (ReplicationError, psycopg.Error, OSError) as error:
                     level = logging.ERROR if isinstance(error, ServerNotReady) else logging.WARNING
                     self._say(level, "not streaming", error)
-                if self.streaming.is_set():
-                    self.streaming.clear()
-                    delay_s = BACKOFF_S[0]
+                    if isinstance(error, PublicationMissing) and self.streaming.is_set():
+                        self._undecodable += 1
+                self.streaming.clear()
+                if self._moved_on:
+                    self._moved_on, delay_s = False, BACKOFF_S[0]
                 await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))
                 delay_s = min(delay_s * 2, BACKOFF_S[1])
         finally:
@@ -214,15 +222,20 @@ class Replicator:
             return None  # whoever reads it is in charge
         if slot.lost_because is not None:
             return slot.lost_because
+        if self._undecodable >= UNDECODABLE_TRIES:
+            # PostgreSQL reads the publications as they were when the change was made, and then ours was not there: one
+            # that was dropped and made again leaves changes that no session can ever decode.
+            return "the publication was missing when changes were made that are still to be read"
         return await self._lag_reason(catalogue, slot.confirmed_flush_lsn or 0)
 
-    async def _lag_reason(self, catalogue: Catalogue, fallback_lsn: int) -> str | None:
+    async def _lag_reason(self, catalogue: Catalogue, known_lsn: int) -> str | None:
         limit = self.settings.max_lag_bytes
         if not limit:
             return None
         # What the ring holds back does not count: the limit is for what is not yet published.
         record = self._record or await self._store.load(self.settings.record_name)
-        published = max(record.published.commit_lsn if record else fallback_lsn, self._progress.received_lsn)
+        recorded = record.published.commit_lsn if record else 0
+        published = max(recorded, known_lsn, self._progress.received_lsn)
         lag_bytes = await slots.wal_position(catalogue) - published
         return f"lag of {lag_bytes} bytes is over MAX_REPLICATION_LAG_MB" if lag_bytes > limit else None
 
@@ -232,12 +245,16 @@ class Replicator:
         if len(self._replaced_at) >= REPLACEMENTS:
             raise SlotReplacedTooOften(name, reason, REPLACEMENTS)
         self._replaced_at.append(now)
+        self._undecodable = 0
         logger.error("slot dropped and made anew: changes are missing", extra={"slot": name, "reason": reason})
         await slots.drop_slot(catalogue, name)
 
     async def _enter_history(self, identity: Identity, slot_lsn: int, *, slot_is_new: bool) -> None:
-        known = self._record
-        record = known or await self._store.load(self.settings.record_name)
+        known, record = self._record, await self._store.load(self.settings.record_name)
+        if known is not None and (record is None or not record.is_ahead_of(known)):
+            record = known
+        elif known is not None:
+            known = None  # another replicator has published more meanwhile: its record counts, and our ring is old
         now = int(time.time())
         entered = continue_history(record, identity, slot_lsn=slot_lsn, slot_is_new=slot_is_new, now=now)
         if known is None or entered.epoch.generation != known.epoch.generation:
@@ -323,6 +340,7 @@ class Replicator:
         last = chunks[-1]
         await self._publisher.publish(Envelope(str(record.epoch), record.published, last.last, chunks))
         self._record = Record(record.epoch, last.last, record.floor, last.xid, last.committed_at)
+        self._moved_on, self._undecodable = True, 0
         logger.debug("published", extra={"chunks": len(chunks), "position": last.last})
 
     async def _do_chores(self, catalogue: Catalogue, connection: ReplicationConnection) -> None:
