@@ -42,7 +42,11 @@ def make_application(hub: Hub) -> Any:
 
 
 def replicator_settings(
-    *, dsn: str | None = None, slot_name: str | None = None, create_publication: bool = False
+    *,
+    dsn: str | None = None,
+    slot_name: str | None = None,
+    create_publication: bool = False,
+    exclusive: bool = False,
 ) -> ReplicatorSettings:
     """What the settings say for a replicator; the arguments go before them."""
     return ReplicatorSettings(
@@ -51,6 +55,7 @@ def replicator_settings(
         publications=tuple(settings.PUBLICATIONS),
         slot_name=slot_name or settings.SLOT_NAME or None,
         create_publication=create_publication,
+        exclusive=exclusive,
         time_zone=settings.SESSION_TIMEZONE,
         hidden_tables=frozenset(settings.HIDDEN_TABLES),
         ring_bytes=int(settings.RING_MAX_MB * 1e6),

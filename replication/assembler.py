@@ -9,6 +9,7 @@ from replication import pgoutput
 from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
 from replication.errors import ProtocolViolation, UnknownRelation
 from replication.lsn import LSN
+from replication.record import OWN_TABLES
 
 _INSERT, _UPDATE, _DELETE = b"IUD"
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
@@ -123,7 +124,7 @@ class Assembler:
             raise UnknownRelation(oid, LSN(self._lsn)) from None
 
     def _remember(self, relation: pgoutput.Relation) -> Relation | None:
-        if (relation.schema, relation.name) in self._hidden:
+        if relation.name in OWN_TABLES or (relation.schema, relation.name) in self._hidden:
             return None
         columns = tuple(
             Column(c.name, self._type_names.get(c.type_oid, str(c.type_oid)), c.type_oid, c.type_modifier, c.is_key)

@@ -10,6 +10,10 @@ from datetime import datetime
 from replication.lsn import Position
 
 
+OWN_TABLES = frozenset({"walcast_replication_record"})
+"""The record may live in the very database that is streamed: it is never broadcast, for each save would make another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """The history in which positions hold.

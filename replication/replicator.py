@@ -67,6 +67,8 @@ class ReplicatorSettings:
     hidden_tables: frozenset[tuple[str, str]] = frozenset()
     ring_bytes: int = 64 << 20
     ring_age_s: float = 120.0
+    exclusive: bool = False
+    """With a temporary slot: wait while another replicator reads the same publications for the same hubs."""
     max_lag_bytes: int = 0
     """Over this the slot is made anew; 0 means never."""
 
@@ -204,6 +206,7 @@ class Replicator:
         preflight: slots.Preflight,
     ) -> tuple[str, int, bool]:
         if self.settings.slot_name is None:
+            await self._be_the_only_one(catalogue)
             name = f"walcast_{secrets.token_hex(6)}"
             return name, await connection.create_temporary_slot(name), True
         name, slot = self.settings.slot_name, preflight.slot
@@ -215,6 +218,17 @@ class Replicator:
             logger.info("slot created", extra={"slot": name, "lsn": LSN(lsn)})
             return name, lsn, True
         return name, slot.confirmed_flush_lsn or 0, False
+
+    async def _be_the_only_one(self, catalogue: Catalogue) -> None:
+        # A permanent slot admits one reader; temporary ones have random names, so a lock named after the publications
+        # does the same. It goes with the connection.
+        if not self.settings.exclusive:
+            return
+        cursor = await catalogue.execute(
+            "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", ["walcast", self.settings.record_name]
+        )
+        if await cursor.fetchone() != (True,):
+            raise SlotIsActive(self.settings.record_name)
 
     async def _useless_because(self, catalogue: Catalogue, slot: slots.SlotStatus) -> str | None:
         """Why an existing slot is to be made anew; `None` if it is to be read."""

@@ -28,6 +28,7 @@ from tests.system.server import PROJECT, ManagedProcess, RealtimeServer, http_st
 RESULTS = Path(__file__).with_name("results")
 BASELINE = RESULTS / "baseline.json"
 FIGURES = ("messages_per_s", "p50_ms", "p95_ms", "p99_ms", "peak_rss_mb", "cpu_s_per_million")
+_SHOWN_LOG = 4_000
 
 _EPILOG = """
 scenarios
@@ -136,7 +137,8 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
         env = {"DATABASE_URL": dsn, "SLOT_NAME": "benchmark", "SECURE_CHANNELS": "false", "HOST": "127.0.0.1"}
         if options.form == "realtime":
             server = stack.enter_context(RealtimeServer(env))
-            yield Target(server.ws_url, dsn, [server.pid])
+            with _telling_logs(server):
+                yield Target(server.ws_url, dsn, [server.pid])
             return
         env["REDIS_URL"] = stack.enter_context(ValkeyServer()).url
         env["WALCAST_HOME"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="walcast-benchmark-"))
@@ -156,7 +158,19 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
                 lambda _: http_status(port) == 200,
             )
         )
-        yield Target(f"ws://127.0.0.1:{port}/socket/websocket", dsn, [replicator.pid, daphne.pid])
+        with _telling_logs(replicator, daphne):
+            yield Target(f"ws://127.0.0.1:{port}/socket/websocket", dsn, [replicator.pid, daphne.pid])
+
+
+@contextmanager
+def _telling_logs(*processes: ManagedProcess) -> Iterator[None]:
+    """If what is done meanwhile fails, show what the servers said: their logs go with them."""
+    try:
+        yield
+    except Exception:
+        for process in processes:
+            print(f"{' '.join(process.argv)} said:\n{process.log[-_SHOWN_LOG:]}", file=sys.stderr)
+        raise
 
 
 def _machine() -> dict[str, Any]:

@@ -24,10 +24,11 @@ IDLE_S = 8.0
 class NoCompiler(RuntimeError):
     """Nothing here compiles C."""
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
         super().__init__(
-            "there is no C compiler, and the load client has to be compiled once: a slower one would be what is "
-            "measured; install one (Debian: apt-get install gcc libc6-dev), or name yours in CC"
+            f"{reason}, and the load client has to be compiled once: a slower one would be what is measured; "
+            "install a compiler (Debian: apt-get install gcc libc6-dev), or name yours in CC"
         )
 
 
@@ -60,11 +61,14 @@ def compiled() -> Path:
     if program.exists():
         return program
     if (compiler := os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")) is None:
-        raise NoCompiler
+        raise NoCompiler("there is no C compiler")
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as unfinished:
         output = Path(unfinished, "load")
-        subprocess.run([*compiler.split(), "-O2", "-o", output, SOURCE], check=True)
+        try:
+            subprocess.run([*compiler.split(), "-O2", "-o", output, SOURCE], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise NoCompiler(f"{compiler} does not compile ({error})") from error
         output.rename(program)
     return program
 

@@ -39,7 +39,7 @@ def test_each_scenario_counts_every_message_of_every_client(name: str, target: T
 def test_a_server_that_refuses_is_named_as_the_reason(target: Target) -> None:
     refusing = replace(target, url=f"{target.url}?vsn=7.0.0")
 
-    with pytest.raises(LoadFailed, match="did not upgrade: HTTP/1.1 403"):
+    with pytest.raises(LoadFailed, match=r"did not upgrade: HTTP/1\.1 403"):
         run(replace(SCENARIOS["paced"], clients=1, rows=1), refusing)
 
 

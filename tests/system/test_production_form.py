@@ -204,3 +204,31 @@ def test_over_the_lag_limit_the_slot_is_made_anew_and_clients_are_told(env: dict
         wait_until(lambda: " streaming " in reader.log, "streaming again", limit_s=LIMIT_S)
         assert "slot dropped and made anew" in reader.log
         assert "MAX_REPLICATION_LAG_MB" in reader.log
+
+
+async def test_two_replicators_without_a_slot_name_do_not_publish_twice(env: dict[str, str]) -> None:
+    del env["SLOT_NAME"]
+    with replicator(env) as reader, replicator(env) as standby, DaphneProcess(env) as daphne:
+        assert "standing by" in standby.log
+        async with LegacyClient(daphne.ws_url, "realtime:public:items") as client:
+            execute(env["DATABASE_URL"], "insert into items values (1, 'one')", "insert into items values (2, 'two')")
+            assert await client.records(2) == ["1", "2"]
+            reader.kill()
+            standby.wait_for_log(" streaming ")
+            # The dead one's temporary slot took a new history with it: clients are told, and join again.
+            assert (await client.receive())["event"] == "phx_error"
+
+
+async def test_the_record_in_the_streamed_database_is_not_broadcast(env: dict[str, str]) -> None:
+    host, port, user, password, name = (
+        psycopg.conninfo.conninfo_to_dict(env["DATABASE_URL"])[key]
+        for key in ("host", "port", "user", "password", "dbname")
+    )
+    env["DJANGO_DATABASE_URL"] = f"postgres://{user}:{password}@{host}:{port}/{name}"
+    with replicator(env), DaphneProcess(env) as daphne:
+        async with LegacyClient(daphne.ws_url, "realtime:*") as client:
+            execute(env["DATABASE_URL"], "insert into items values (1, 'one')")
+            assert (await client.receive())["payload"]["table"] == "items"
+            await asyncio.sleep(2.5)  # the record is saved meanwhile, and each save is a change
+            execute(env["DATABASE_URL"], "insert into items values (2, 'two')")
+            assert (await client.receive())["payload"]["record"] == {"id": "2", "name": "two"}

@@ -65,7 +65,9 @@ async def _stream(*, create_publication: bool) -> None:
     assert layer is not None
     chain = LayerPublisher(layer)
     publisher: Publisher = TopicGroups(chain, layer, settings.TOPIC_GROUPS) if settings.TOPIC_GROUPS else chain
-    replicator = Replicator(replicator_settings(create_publication=create_publication), publisher, DjangoRecordStore())
+    replicator = Replicator(
+        replicator_settings(create_publication=create_publication, exclusive=True), publisher, DjangoRecordStore()
+    )
     task = asyncio.ensure_future(asyncio.gather(replicator.run(), chain.answer_pulls(replicator.answer)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
