@@ -5,6 +5,7 @@ Source: https://www.postgresql.org/docs/15/protocol-logicalrep-message-formats.h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -283,10 +284,42 @@ class Row(NamedTuple):
     old_kind: str | None
 
 
+_split = re.compile(rb"t\0\0..", re.DOTALL).split
+_split_ascii = re.compile("t\0\0..", re.DOTALL).split
+
+
+def _plain_insert(data: bytes) -> list[Text] | None:
+    """The values of an INSERT in the usual shape, in half the time that reading them one by one takes; else `None`.
+
+    Text holds no NUL, so ``t`` and two NULs can only be where a value of less than 64 KiB starts, and the next two
+    bytes are its length: if there are as many of these as columns, no column is NULL and the row can be split there.
+    Short values of ASCII are all decoded at once.
+    """
+    row = data[8:]
+    texts: list[Text]
+    if row.isascii():
+        texts = _split_ascii(row.decode("ascii"))
+        last_size = len(texts[-1])  # type: ignore[arg-type]  # all of them are str
+    else:
+        pieces = _split(row)
+        last_size = len(pieces[-1])
+        texts = [piece.decode() for piece in pieces]
+    if (
+        texts[0]
+        or len(texts) - 1 != data[6] << 8 | data[7]
+        or last_size != data[-last_size - 2] << 8 | data[-last_size - 1]
+    ):
+        return None
+    del texts[0]
+    return texts
+
+
 def decode_row(data: bytes) -> Row:
     """Decode a row change (`ROW_KINDS`) to texts. Raises `PgOutputError`, also for what is not UTF-8."""
     try:
         kind = data[0]
+        if kind == _INSERT_KIND and data[5] == _NEW and (texts := _plain_insert(data)) is not None:
+            return _new_tuple(Row, (kind, texts, None, None))
         if kind == _INSERT_KIND and data[5] == _NEW:
             new, at = read_texts(data, 6)
             row = _new_tuple(Row, (kind, new, None, None))
