@@ -133,7 +133,10 @@ class Configuration:
                 yield f"realtime[{number}].relation", "names no level: right would be *, S, S:T or S:T:C"
         for number, hook in enumerate(self.webhooks):
             if hook.event not in _EVENTS | {"*"}:
-                yield f"webhooks[{number}].event", f"{hook.event} is no event: there are {', '.join(sorted(_EVENTS))}, *"
+                yield (
+                    f"webhooks[{number}].event",
+                    f"{hook.event} is no event: there are {', '.join(sorted(_EVENTS))}, *",
+                )
             if hook.relation.count(":") > 1:
                 yield f"webhooks[{number}].relation", "is malformed and matches nothing: right would be *, S or S:T"
             elif ":" in hook.relation and "*" in hook.relation.split(":"):
@@ -149,7 +152,9 @@ def load(path: str) -> Configuration:
     try:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfiguration("the file", f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InvalidConfiguration(
+            "the file", f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return Configuration.parse(text)
 
 

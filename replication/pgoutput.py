@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from struct import Struct
 from struct import error as StructError
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from replication.errors import PgOutputError
 
@@ -296,22 +296,13 @@ def _plain_insert(data: bytes) -> list[Text] | None:
     Short values of ASCII are all decoded at once.
     """
     row = data[8:]
-    texts: list[Text]
-    if row.isascii():
-        texts = _split_ascii(row.decode("ascii"))
-        last_size = len(texts[-1])  # type: ignore[arg-type]  # all of them are str
-    else:
-        pieces = _split(row)
-        last_size = len(pieces[-1])
-        texts = [piece.decode() for piece in pieces]
-    if (
-        texts[0]
-        or len(texts) - 1 != data[6] << 8 | data[7]
-        or last_size != data[-last_size - 2] << 8 | data[-last_size - 1]
-    ):
+    is_ascii = row.isascii()
+    pieces: list[Any] = _split_ascii(row.decode("ascii")) if is_ascii else _split(row)
+    size = len(pieces[-1])
+    if pieces[0] or len(pieces) - 1 != data[6] << 8 | data[7] or size != data[-size - 2] << 8 | data[-size - 1]:
         return None
-    del texts[0]
-    return texts
+    del pieces[0]
+    return pieces if is_ascii else [piece.decode() for piece in pieces]
 
 
 def decode_row(data: bytes) -> Row:

@@ -9,9 +9,8 @@ from datetime import datetime
 
 from replication.lsn import Position
 
-
 OWN_TABLES = frozenset({"walcast_replication_record"})
-"""The record may live in the very database that is streamed: it is never broadcast, for each save would make another."""
+"""The record may live in the very database that is streamed. It is never broadcast: each save would make another."""
 
 
 @dataclass(frozen=True, slots=True)
