@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
+from channels.layers import get_channel_layer
 from django.conf import settings
 
+from replication.configuration import Configuration
+from replication.publisher import Publisher
 from replication.replicator import ReplicatorSettings
 from streaming.hub import Hub
+from streaming.payloads import legacy_commit_timestamp, legacy_payload
+from streaming.topic_groups import TopicGroups
 from streaming.transport import OutletLimits
+
+if TYPE_CHECKING:
+    from replication.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
 
 
 def tune() -> None:
@@ -20,7 +31,7 @@ def tune() -> None:
 
 def make_hub(**more: Any) -> Hub:
     """This process's hub; ``more`` as `Hub` takes it."""
-    return Hub(star_event=settings.BROADCAST_STAR_EVENT, **more)
+    return Hub(star_event=settings.BROADCAST_STAR_EVENT, configuration=settings.CONFIGURATION, **more)
 
 
 def make_application(hub: Hub) -> Any:
@@ -37,8 +48,42 @@ def make_application(hub: Hub) -> Any:
     tune()
     short_way.install(idle_timeout_s=settings.IDLE_TIMEOUT_S or None, pings=settings.WEBSOCKET_PINGS)
     limits = OutletLimits(int(settings.SLOW_READER_MAX_MB * 1e6), settings.SLOW_READER_MAX_WAIT_S)
-    websocket = websocket_application(hub, configured_verifier(), limits=limits, max_topics=settings.MAX_TOPICS)
+    websocket = websocket_application(
+        hub,
+        configured_verifier(),
+        limits=limits,
+        max_topics=settings.MAX_TOPICS,
+        max_topic_length=settings.MAX_TOPIC_LENGTH,
+        end_expired=settings.EXPIRED_TOKENS_END_CHANNELS,
+    )
     return ProtocolTypeRouter({"http": http, "websocket": websocket})
+
+
+def make_publisher(chain: Publisher) -> tuple[Publisher, Webhooks | None]:
+    """What a replicator publishes into: the chain, and around it who else is told.
+
+    Webhooks, if there are any, post while their `run` runs, and read the replicator's ring as their ``log``.
+    """
+    configuration: Configuration = settings.CONFIGURATION
+    for place, reason in configuration.oddities():
+        logger.warning("part of CONFIGURATION_FILE has no effect", extra={"place": place, "reason": reason})
+    publisher = chain
+    if settings.TOPIC_GROUPS and (layer := get_channel_layer()) is not None:
+        publisher = TopicGroups(publisher, layer, settings.TOPIC_GROUPS, configuration)
+    if not configuration.webhooks:
+        return publisher, None
+    from replication.webhooks import Form, Webhooks, WebhookSettings  # the HTTP client takes a while
+
+    wanted = WebhookSettings(
+        headers=settings.WEBHOOK_HEADERS,
+        timeout_s=settings.WEBHOOK_TIMEOUT_S,
+        attempts=settings.WEBHOOK_ATTEMPTS,
+        queue_bytes=int(settings.WEBHOOK_QUEUE_MAX_MB * 1e6),
+        max_rows=settings.WEBHOOK_MAX_ROWS,
+    )
+    form = Form(legacy_payload, legacy_commit_timestamp)
+    webhooks = Webhooks(publisher, configuration.webhooks, form, wanted)
+    return webhooks, webhooks
 
 
 def replicator_settings(

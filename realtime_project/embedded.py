@@ -26,10 +26,13 @@ import pwd
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -185,6 +188,9 @@ class EmbeddedPostgres:
             self._server = self._start()
         except BaseException:
             self._server = None
+            if self._lock is not None:  # a Ctrl-C may come while PostgreSQL starts: the folder is ours, so is the server
+                with contextlib.suppress(EmbeddedPostgresError, OSError):
+                    self._shut_down()
             self._release()
             raise
         return self._server
@@ -441,21 +447,22 @@ class EmbeddedPostgres:
         # PG* variables of the person's shell must not redirect it; messages come in English, because we read some.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))}
         owner = self._owner
-        return subprocess.run(
-            [str(part) for part in command],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            cwd="/",  # ours may be closed to that user
-            env=environment | {"LC_ALL": "C"},
-            user=owner.pw_uid if owner else None,
-            group=owner.pw_gid if owner else None,
-            extra_groups=[] if owner else None,
-            start_new_session=True,  # a Ctrl-C in the middle of initdb or of a shutdown is for us to handle
-        )
+        with _signals_held():
+            return subprocess.run(
+                [str(part) for part in command],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd="/",  # ours may be closed to that user
+                env=environment | {"LC_ALL": "C"},
+                user=owner.pw_uid if owner else None,
+                group=owner.pw_gid if owner else None,
+                extra_groups=[] if owner else None,
+                start_new_session=True,  # a Ctrl-C in the middle of initdb or of a shutdown is for us to handle
+            )
 
     def _give(self, path: Path) -> None:
         if self._owner is not None:
@@ -487,6 +494,30 @@ class EmbeddedPostgres:
             log.seek(offset)
             return log.read()
         return ""
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let a program of PostgreSQL's end before a SIGINT or SIGTERM takes effect, as `KeyboardInterrupt`.
+
+    They are short, and a pg_ctl that is killed halfway leaves a server behind that nobody has seen start. The signals
+    are caught and not masked: a child would inherit the mask.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in caught:
+        signal.signal(number, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _system_user(name: str) -> pwd.struct_passwd:

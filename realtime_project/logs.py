@@ -6,7 +6,8 @@ import json
 import logging
 import time
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Django adds the request to what it logs, and its text holds the query, where tokens are.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request", "server_time"}
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/,+*<>@%()")
 
 
@@ -43,5 +44,8 @@ def logging_config(level: str) -> dict[str, object]:
         "formatters": {"key_value": {"()": "realtime_project.logs.KeyValueFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "key_value"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
-        "loggers": {name: {"level": level} for name in ("realtime_project", "replication", "streaming")},
+        "loggers": {
+            **{name: {"level": level} for name in ("realtime_project", "replication", "streaming")},
+            "django.request": {"level": "ERROR"},  # a 404 or 426 is nothing to do for an operator
+        },
     }

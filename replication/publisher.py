@@ -64,6 +64,13 @@ class Publisher(Protocol):
     async def publish(self, envelope: Envelope) -> None:
         """Hand on the next link of the chain; it is published when this returns."""
 
+    async def committed(self, commit_lsn: int) -> None:
+        """Every transaction up to this commit LSN has been published whole.
+
+        The chain does not need it, for its changes leave as they are read, before the Commit behind them has arrived.
+        Whoever acts on whole transactions learns here that nothing more of one will come.
+        """
+
     async def tick(self, tick: Tick) -> None:
         """Say where the chain stands."""
 
@@ -95,6 +102,9 @@ class LayerPublisher:
                 logger.warning("channel layer away", extra={"error": error, "retry_s": delay_s})
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, self._longest_s)
+
+    async def committed(self, commit_lsn: int) -> None:
+        """The hubs take changes as they come."""
 
     async def tick(self, tick: Tick) -> None:
         """Send the tick; a lost one is made good by the next."""

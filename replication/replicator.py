@@ -106,6 +106,8 @@ class Replicator:
         self._flushed_lsn = 0
         self._assembler: Assembler | None = None
         self._resume_lsn = 0
+        self._ended_lsn: int | None = None
+        """The commit LSN of the newest transaction that has ended, until the publisher has been told."""
         self._said: str | None = None
         self._replaced_at: list[float] = []
         self._moved_on = False
@@ -284,6 +286,7 @@ class Replicator:
     def _begin_at(self, record: Record) -> None:
         self.changelog.restart(record.floor)
         self._resume_lsn = 0
+        self._ended_lsn = None
         self._progress = Progress(permanent=self.settings.slot_name is not None)
         self._flushed_lsn = 0
 
@@ -298,6 +301,9 @@ class Replicator:
                 frames, more = connection.read_ready()
                 self._read(frames, assembler, more=more)
                 await self._publish_waiting()
+                if self._ended_lsn is not None:
+                    await self._publisher.committed(self._ended_lsn)
+                    self._ended_lsn = None
                 if self._progress.status_due(time.monotonic()):
                     await self._send_status(connection)
                 if self._progress.server_waits_for_us:
@@ -343,6 +349,7 @@ class Replicator:
         self.changelog.append(chunk, now)
         if chunk.is_last and self._assembler is not None:
             self._resume_lsn = self._assembler.end_lsn
+            self._ended_lsn = chunk.commit_lsn
             self._progress.transaction_published(self._assembler.end_lsn)
 
     async def _publish_waiting(self) -> None:
@@ -355,6 +362,7 @@ class Replicator:
         await self._publisher.publish(Envelope(str(record.epoch), record.published, last.last, chunks))
         self._record = Record(record.epoch, last.last, record.floor, last.xid, last.committed_at)
         self._moved_on, self._undecodable = True, 0
+        self.changelog.evict(time.monotonic(), keep_above=last.last)
         logger.debug("published", extra={"chunks": len(chunks), "position": last.last})
 
     async def _do_chores(self, catalogue: Catalogue, connection: ReplicationConnection) -> None:

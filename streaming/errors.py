@@ -7,6 +7,7 @@ StreamingError
 ├── TokenRefused          a token that does not open a socket
 ├── HandshakeRefused      a websocket that is answered before its upgrade
 ├── UnusableSecret        a configured secret that cannot protect anything
+├── InvalidJwks           a JWKS that cannot be read, or has no key of use
 └── InvalidClaimValidators
 """
 
@@ -59,10 +60,12 @@ class InvalidTopic(StreamingError):
 TOKEN_REFUSALS: Final = {
     "token_missing": "there is no token, and the socket needs one; pass it as the query parameter apikey",
     "token_malformed": "the token is no JSON Web Token, so it proves nothing; pass the three parts as they were issued",
-    "algorithm_not_allowed": "the token's alg is not one of HS256, HS384 and HS512, so its signature is not looked at; "
-    "sign it with one of these",
-    "signature_mismatch": "no configured secret made the token's signature, so its claims cannot be trusted; "
-    "sign it with JWT_SECRET",
+    "algorithm_not_allowed": "no configured key is for the token's alg, so its signature is not looked at; sign it "
+    "with JWT_SECRET and HS256, HS384 or HS512, or as the keys of JWT_JWKS say: RS256, ES256 or EdDSA",
+    "key_unknown": "the token names a key (kid) that is not in JWT_JWKS, so its signature cannot be checked; "
+    "sign it with a key that is, and see in the log whether the keys could be fetched",
+    "signature_mismatch": "no configured secret or key made the token's signature, so its claims cannot be trusted; "
+    "sign it with JWT_SECRET, or with a key of JWT_JWKS",
     "claims_not_an_object": "the token's claims are no JSON object, so there is nothing to check; sign an object",
     "exp_invalid": "the token's exp is not a number, so it is unknown when it ends; use seconds since 1970",
     "token_expired": "the token has expired; get a new one",
@@ -99,7 +102,18 @@ class UnusableSecret(StreamingError):
         self.reason = reason
         super().__init__(
             f"the JWT secret is missing or unusable: {reason}; without one anybody could make a token; "
-            'set JWT_SECRET to a random text: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+            "make one with: manage.py token secret"
+        )
+
+
+class InvalidJwks(StreamingError):
+    """JWT_JWKS, or what is behind it, is no set of keys that tokens could be checked with."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the JWKS cannot be used: {reason}; tokens that are signed with its keys could not be checked; "
+            'give it as {"keys": [...]}, with a key for RS256, ES256, EdDSA or HS256'
         )
 
 
@@ -109,6 +123,6 @@ class InvalidClaimValidators(StreamingError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"JWT_CLAIM_VALIDATORS is not a valid JSON object: {reason}; tokens could not be checked against it; "
+            f"JWT claim validators is not a valid JSON object: {reason}; tokens could not be checked against it; "
             'write it with double quotes: {"iss": "Issuer"}'
         )

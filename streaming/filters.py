@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 
 import regex
 
-from replication.changes import Relation
+from replication.changes import EVENTS, Relation
+from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.pgoutput import Text
 from streaming.payloads import LegacyRelation, legacy_relation
 from streaming.topics import column_heads
@@ -26,14 +27,17 @@ def has_column_topic(text: str) -> bool:
 
 
 class Plan:
-    """For one relation, what there is to look at: its wide topics and its filtered columns, in publish order.
+    """For one relation and event, what there is to look at: wide topics and filtered columns, in publish order.
 
-    ``shared`` is what its payloads have in common.
+    ``shared`` is what the payloads of the relation have in common.
     """
 
-    __slots__ = ("columns", "shared", "topics", "watched")
+    __slots__ = ("columns", "event", "shared", "topics", "watched")
 
-    def __init__(self, shared: LegacyRelation, topics: Sequence[str], columns: Sequence[tuple[int, str]]) -> None:
+    def __init__(
+        self, event: str, shared: LegacyRelation, topics: Sequence[str], columns: Sequence[tuple[int, str]]
+    ) -> None:
+        self.event = event
         self.shared = shared
         self.topics = topics
         self.columns = columns
@@ -41,19 +45,23 @@ class Plan:
 
 
 class TopicIndex:
-    """The topics that somebody has joined, and for each relation the plan that finds them.
+    """The topics that somebody has joined, and for each relation and event the plan that finds them.
 
     Topics are matched by equality of strings and never parsed: of a change in table T of schema S they are, in this
     order, ``realtime:S``, ``realtime:*``, ``realtime:S:T`` and for each column C with value V
     ``realtime:S:T:C=eq.V``, columns by name. A column is looked at only if some joined topic begins with its
     ``realtime:S:T:C=eq.``, so filters that cannot match cost nothing.
+
+    ``configuration`` says which of these topics are broadcast at all. That is decided in the plans: a change costs the
+    same with and without it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: Configuration = BROADCAST_EVERYTHING) -> None:
+        self._configuration = configuration
         self._topics: set[str] = set()
         self._heads: Counter[str] = Counter()
-        self.plans: dict[Relation, Plan] = {}
-        """The plans that are made already; `plan` makes the others."""
+        self.plans: dict[Relation, dict[int, Plan]] = {}
+        """The plans that are made already, by the first byte of a change's data; `plans_of` makes the others."""
 
     def add(self, topic: str) -> None:
         """Somebody has joined ``topic``, which nobody had joined before."""
@@ -71,22 +79,34 @@ class TopicIndex:
                 del self._heads[head]
         self.plans.clear()
 
-    def plan(self, relation: Relation) -> Plan:
-        """What to look at for changes of ``relation``."""
-        plan = self.plans.get(relation)
-        if plan is None:
-            plan = self.plans[relation] = self._make_plan(relation)
-        return plan
+    def plans_of(self, relation: Relation) -> dict[int, Plan]:
+        """The plans for all events of ``relation``, by the first byte of a change's data; empty if none is watched."""
+        plans = self.plans.get(relation)
+        if plans is None:
+            plans = {kind: self.plan(relation, event) for kind, event in EVENTS.items()}
+            if not any(plan.watched for plan in plans.values()):
+                plans = {}
+            self.plans[relation] = plans
+        return plans
 
-    def _make_plan(self, relation: Relation) -> Plan:
-        wide = f"realtime:{relation.schema}", "realtime:*", f"realtime:{relation.schema}:{relation.name}"
+    def plan(self, relation: Relation, event: str = "INSERT") -> Plan:
+        """What to look at for changes of ``relation`` by ``event``."""
+        table = f"realtime:{relation.schema}:{relation.name}"
+        levels = self._configuration.levels(event, relation)
+        wide = [
+            (f"realtime:{relation.schema}", levels.schema),
+            ("realtime:*", levels.everything),
+            (table, levels.table),
+        ]
         columns = [
-            (index, f"{wide[2]}:{column.name}")
+            (index, f"{table}:{column.name}")
             for index, column in sorted(enumerate(relation.columns), key=lambda item: item[1].name.encode())
+            if event != "TRUNCATE" and levels.has_column(column.name)
         ]
         return Plan(
+            event,
             legacy_relation(relation),
-            [topic for topic in wide if topic in self._topics],
+            [topic for topic, is_broadcast in wide if is_broadcast and topic in self._topics],
             [(index, f"{head}=eq.") for index, head in columns if head in self._heads],
         )
 

@@ -15,7 +15,8 @@ from heapq import merge
 from typing import Protocol
 
 from replication.changelog import Changelog
-from replication.changes import EVENTS, TRUNCATE, Change, Chunk, Envelope
+from replication.changes import TRUNCATE, Change, Chunk, Envelope
+from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.errors import PgOutputError
 from replication.lsn import BEGINNING, Position
 from replication.pgoutput import decode_row
@@ -81,16 +82,23 @@ class Hub:
 
     ``log`` is what can be replayed here: in the replicator's own process its ring, elsewhere the hub's own.
     ``star_event`` adds the event ``*`` before each typed one, for clients from before realtime-js 1.0.7.
+    ``configuration`` says which changes are broadcast at which level.
     """
 
-    def __init__(self, log: Changelog | None = None, *, star_event: bool = False) -> None:
+    def __init__(
+        self,
+        log: Changelog | None = None,
+        *,
+        star_event: bool = False,
+        configuration: Configuration = BROADCAST_EVERYTHING,
+    ) -> None:
         self.log = log if log is not None else Changelog()
         self.epoch = ""
         self.have: Position = BEGINNING
         self.counters = HubCounters()
         self._star_event = star_event
         self._topics: dict[str, dict[str, Audience]] = {}
-        self._index = TopicIndex()
+        self._index = TopicIndex(configuration)
         self._touched: list[Audience] = []
         self._order = 0
         self._outlets: dict[Outlet, set[tuple[str, str]]] = {}
@@ -199,18 +207,24 @@ class Hub:
             self.counters.changes += len(chunk.changes)
             commit_timestamp = legacy_commit_timestamp(chunk.committed_at)
             for change in chunk.changes:
-                plan = plans.get(change.relation) or self._index.plan(change.relation)
-                if not plan.watched:
+                try:
+                    of_events = plans[change.relation]
+                except KeyError:
+                    of_events = self._index.plans_of(change.relation)
+                if not of_events:
                     continue
                 try:
+                    plan = of_events[change.data[0]]
+                    if not plan.watched:
+                        continue
                     payload, topics = self._render(change, plan, commit_timestamp)
-                except (PgOutputError, ValueError) as error:
+                except (PgOutputError, ValueError, LookupError) as error:
                     self.counters.unreadable += 1
                     position = Position(chunk.commit_lsn, change.lsn, change.ordinal)
                     facts = {"relation": change.relation, "position": position, "error": error}
                     logger.error("change left out", extra=facts)
                     continue
-                event = EVENTS[change.data[0]]
+                event = plan.event
                 for topic in topics:
                     self._order += 1
                     for audience in self._topics[topic].values():

@@ -20,6 +20,9 @@ class LocalPublisher:
         """Deliver the envelope to this process's sockets."""
         self._hub.receive(envelope)
 
+    async def committed(self, commit_lsn: int) -> None:
+        """The hub takes changes as they come."""
+
     async def tick(self, tick: Tick) -> None:
         """Nothing can have been missed; only the epoch may be news."""
         self._hub.settle(tick)

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, cast
 
 import orjson
@@ -14,6 +15,7 @@ from django.conf import settings
 
 from streaming.denial import deny
 from streaming.errors import HandshakeRefused, TokenRefused, UnsupportedVersion
+from streaming.jwks import Jwks
 from streaming.phoenix import Serializer, serializer_for
 from streaming.tokens import Claims, Headers, TokenVerifier, query_parameters, token_from
 
@@ -28,16 +30,28 @@ _ERRORS: Final = {
     "token_missing": "API key is missing",
     "token_malformed": "The token provided is not a valid JWT",
     "algorithm_not_allowed": _SIGNER_ERROR,
+    "key_unknown": _SIGNER_ERROR,
     "signature_mismatch": "Failed to validate JWT signature",
     "token_expired": "Token has expired",
 }
 
 
-def configured_verifier() -> TokenVerifier | None:
-    """What checks tokens, as the settings say; `None` where channels are not secured."""
-    if not settings.SECURE_CHANNELS:
+def configured_verifier(*, even_if_open: bool = False) -> TokenVerifier | None:
+    """What checks tokens, as the settings say; `None` where channels are not secured, unless it is wanted all the same.
+
+    Raises `UnusableSecret` if there is nothing to check them with.
+    """
+    if not settings.SECURE_CHANNELS and not even_if_open:
         return None
-    return TokenVerifier([settings.JWT_SECRET], settings.JWT_CLAIM_VALIDATORS, leeway_s=settings.JWT_LEEWAY_S)
+    secrets = [secret for secret in (settings.JWT_SECRET, *settings.JWT_PREVIOUS_SECRETS) if secret]
+    source = _jwks(settings.JWT_JWKS) if settings.JWT_JWKS else None
+    return TokenVerifier(secrets, settings.JWT_CLAIM_VALIDATORS, source=source, leeway_s=settings.JWT_LEEWAY_S)
+
+
+@lru_cache(maxsize=1)
+def _jwks(source: str) -> Jwks:
+    """The process's own: who asks later finds the keys that have been fetched."""
+    return Jwks(source)
 
 
 def requested_serializer(query_string: bytes) -> Serializer:
@@ -94,6 +108,8 @@ class TokenAuthMiddleware:
             await self._app(scope, receive, send)
             return
         path = scope["path"]
+        if self._verifier is not None and (token := token_from(scope["headers"], scope["query_string"])) is not None:
+            await self._verifier.prepare(token)
         try:
             claims = check_handshake(path, scope["headers"], scope["query_string"], self._verifier, self._clock())
         except HandshakeRefused as refused:

@@ -25,9 +25,22 @@ async def not_found(scope: Any, receive: Any, send: Any) -> None:
 
 
 def websocket_application(
-    hub: Hub, verifier: TokenVerifier | None, *, limits: OutletLimits, max_topics: int
+    hub: Hub,
+    verifier: TokenVerifier | None,
+    *,
+    limits: OutletLimits,
+    max_topics: int,
+    max_topic_length: int,
+    end_expired: bool,
 ) -> URLRouter:
     """The ASGI application of all websockets. Without a ``verifier`` channels are not secured."""
-    consumer = RealtimeConsumer.as_asgi(hub=hub, limits=limits, max_topics=max_topics)
+    consumer = RealtimeConsumer.as_asgi(
+        hub=hub,
+        limits=limits,
+        verifier=verifier,
+        max_topics=max_topics,
+        max_topic_length=max_topic_length,
+        end_expired=end_expired,
+    )
     routes: list[Any] = [(SOCKET_PATHS, TokenAuthMiddleware(consumer, verifier)), (r"", not_found)]
     return URLRouter([re_path(path, application) for path, application in routes])

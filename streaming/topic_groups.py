@@ -6,11 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import orjson
 from channels.layers import BaseChannelLayer
 
 from replication.changes import Change, Chunk, Envelope, Relation
+from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.errors import PgOutputError
 from replication.groups import group_name
 from replication.publisher import Publisher, Tick
@@ -48,11 +50,20 @@ class TopicGroups:
 
     The message is ``{"type": "realtime.change", "topic": TOPIC, "payload": PAYLOAD}`` with the legacy payload. It is
     sent once; a layer that is away loses it, and the log says so. The chain itself is handed on first.
+    ``configuration`` says which topics are broadcast at all.
     """
 
-    def __init__(self, publisher: Publisher, layer: BaseChannelLayer, patterns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        layer: BaseChannelLayer,
+        patterns: Sequence[str],
+        configuration: Configuration = BROADCAST_EVERYTHING,
+    ) -> None:
         self._publisher, self._layer = publisher, layer
         self._patterns = [TopicPattern.parse(text) for text in patterns]
+        self._configuration = configuration
+        self._topics_of = lru_cache(maxsize=4096)(self._find_topics)
 
     async def publish(self, envelope: Envelope) -> None:
         """Hand on the chain, then tell the groups."""
@@ -64,25 +75,28 @@ class TopicGroups:
         except Exception as error:  # whatever a layer's driver raises
             logger.error("topic groups not told", extra={"position": envelope.last, "error": error})
 
+    async def committed(self, commit_lsn: int) -> None:
+        """Hand on the end of transactions."""
+        await self._publisher.committed(commit_lsn)
+
     async def tick(self, tick: Tick) -> None:
         """Hand on the tick."""
         await self._publisher.tick(tick)
 
     async def _tell(self, chunk: Chunk, change: Change) -> None:
         relation = change.relation
-        wanted = [pattern for pattern in self._patterns if pattern.matches(relation)]
-        if not wanted:
+        wide, columns = self._topics_of(relation, change.event)
+        if not wide and not columns:
             return
-        topics = [f"realtime:{relation.schema}", "realtime:*", f"realtime:{relation.schema}:{relation.name}"]
+        topics = list(wide)
         stamp, shared = legacy_commit_timestamp(chunk.committed_at), legacy_relation(relation)
         try:
             if (row := change.decode()) is None:
                 payload = shared.truncate(stamp)
             else:
                 payload, texts = shared.payload(row, stamp)
-                columns = {pattern.column for pattern in wanted} - {None}
                 topics += [
-                    f"{topics[2]}:{name}=eq.{text}"
+                    f"realtime:{relation.schema}:{relation.name}:{name}=eq.{text}"
                     for name, text in zip(shared.names, texts, strict=True)
                     if name in columns and isinstance(text, str) and has_column_topic(text)
                 ]
@@ -92,3 +106,18 @@ class TopicGroups:
         message = {"type": CHANGE_TYPE, "payload": orjson.loads(payload)}
         for topic in topics:
             await self._layer.group_send(group_name(topic), {**message, "topic": topic})
+
+    def _find_topics(self, relation: Relation, event: str) -> tuple[list[str], frozenset[str]]:
+        """The wide topics of a table's changes by this event, and the columns whose topics are asked for."""
+        wanted = [pattern for pattern in self._patterns if pattern.matches(relation)]
+        if not wanted:
+            return [], frozenset()
+        levels = self._configuration.levels(event, relation)
+        wide = [
+            (f"realtime:{relation.schema}", levels.schema),
+            ("realtime:*", levels.everything),
+            (f"realtime:{relation.schema}:{relation.name}", levels.table),
+        ]
+        asked = {pattern.column for pattern in wanted if pattern.column is not None}
+        columns = frozenset(name for name in asked if levels.has_column(name))
+        return [topic for topic, is_broadcast in wide if is_broadcast], columns

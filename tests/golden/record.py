@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from replication import pgoutput
 from replication.lsn import LSN
@@ -178,8 +177,8 @@ CASES = (
         "user_types",
         _USER_TYPES,
         (
-            "INSERT INTO user_types VALUES (1, 'ACTIVE', '{ACTIVE,AWAY}', 42, '2021-02-16 23:47:47.5+02', '(1,\"x y\")',"
-            " '{\"(1,a)\",\"(2,)\"}', 'so so')",
+            "INSERT INTO user_types VALUES (1, 'ACTIVE', '{ACTIVE,AWAY}', 42, '2021-02-16 23:47:47.5+02',"
+            " '(1,\"x y\")', '{\"(1,a)\",\"(2,)\"}', 'so so')",
         ),
     ),
     Case(
@@ -230,7 +229,7 @@ CASES = (
     Case(
         "names_to_be_quoted",
         'CREATE SCHEMA "odd:schema"; CREATE TABLE "odd:schema"."Weird Tbl é" ("Col:One" text PRIMARY KEY, "a""b" int)',
-        ("INSERT INTO \"odd:schema\".\"Weird Tbl é\" VALUES ('v', 1)",),
+        ('INSERT INTO "odd:schema"."Weird Tbl é" VALUES (\'v\', 1)',),
     ),
     Case(
         "origin",
@@ -284,9 +283,12 @@ def described(message: Any) -> Any:
             return message.isoformat()
         case pgoutput.UNCHANGED_TOAST:
             return {"unchanged": "toast"}
-        case tuple(_fields=fields):
-            named = {name: described(value) for name, value in zip(fields, message, strict=True)}
-            return named if isinstance(message, pgoutput.RelationColumn) else {"message": type(message).__name__} | named
+        case pgoutput.RelationColumn():
+            return {name: described(value) for name, value in message._asdict().items()}
+        case tuple() if hasattr(message, "_asdict"):
+            return {"message": type(message).__name__} | {
+                name: described(value) for name, value in message._asdict().items()
+            }
         case list():
             return [described(part) for part in message]
     return message

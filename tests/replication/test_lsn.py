@@ -26,7 +26,9 @@ def test_an_lsn_in_lower_case_or_with_zeros_is_read() -> None:
     assert LSN.parse("0016/b374d848") == LSN.parse("16/B374D848")
 
 
-@pytest.mark.parametrize("text", ["", "0", "/", "1/", "/1", "g/0", "123456789/0", "0/123456789", " 0/0", "0/0\n", "٣/0"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "/", "1/", "/1", "g/0", "123456789/0", "0/123456789", " 0/0", "0/0\n", "٣/0"]
+)
 def test_what_is_no_lsn_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no LSN"):
         LSN.parse(text)
@@ -54,14 +56,30 @@ def test_positions_are_in_the_order_of_commits_then_of_changes(a: Position, b: P
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "1.2", "1.2.3.4", "a.2.3", "1.2.A", "01.2.3", "1.2.03", "0x1.2.3", "1_0.2.3", " 1.2.3", "1.2.3\n", "-1.2.3"],
+    [
+        "",
+        "1",
+        "1.2",
+        "1.2.3.4",
+        "a.2.3",
+        "1.2.A",
+        "01.2.3",
+        "1.2.03",
+        "0x1.2.3",
+        "1_0.2.3",
+        " 1.2.3",
+        "1.2.3\n",
+        "-1.2.3",
+    ],
 )
 def test_what_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Position.parse(text)
 
 
-@pytest.mark.parametrize("token", ["", "1.2.3", ".1.2.3", "epoch", "epoch.", "epoch.1.2", "epoch.1.2.3.4", "epoch.x.2.3"])
+@pytest.mark.parametrize(
+    "token", ["", "1.2.3", ".1.2.3", "epoch", "epoch.", "epoch.1.2", "epoch.1.2.3.4", "epoch.x.2.3"]
+)
 def test_what_is_no_position_token_is_refused(token: str) -> None:
     with pytest.raises(ValueError):
         parse_position_token(token)

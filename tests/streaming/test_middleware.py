@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,26 +19,31 @@ from asgiref.typing import (
     Scope,
     WebSocketConnectEvent,
 )
-from django.core.checks import CheckMessage
 from django.test import override_settings
 
-from streaming.checks import check_secret
-from streaming.errors import HandshakeRefused, UnsupportedVersion
-from streaming.middleware import TokenAuthMiddleware, check_handshake, requested_serializer
+from streaming.errors import HandshakeRefused, TokenRefused, UnsupportedVersion
+from streaming.jwks import Jwks
+from streaming.middleware import TokenAuthMiddleware, check_handshake, configured_verifier, requested_serializer
 from streaming.phoenix import V1, V2
 from streaming.tokens import Claims, TokenVerifier
 
 NOW = 1_800_000_000.0
-SECRET = "a secret of more than thirty-two bytes"  # noqa: S105 (the tests sign with it)
+SECRET = "a secret of more than thirty-two bytes"
 LEGACY, CURRENT = "/socket/websocket", "/realtime/v1/websocket"
 DENIAL: dict[str, dict[object, object]] = {"websocket.http.response": {}}
 
 
-def token(secret: str = SECRET, algorithm: str = "HS256", **claims: object) -> str:
-    parts = [{"alg": algorithm, "typ": "JWT"}, {"exp": NOW + 60, **claims}]
+def token(secret: str = SECRET, algorithm: str = "HS256", kid: str | None = None, **claims: object) -> str:
+    head = {"alg": algorithm, "typ": "JWT"} if kid is None else {"alg": algorithm, "kid": kid}
+    parts = [head, {"exp": NOW + 60, **claims}]
     text = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
     digest = hmac.new(secret.encode(), text.encode(), hashlib.sha256).digest()
     return f"{text}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def jwks_of(kid: str, secret: str) -> str:
+    k = base64.urlsafe_b64encode(secret.encode()).decode().rstrip("=")
+    return json.dumps({"keys": [{"kty": "oct", "kid": kid, "k": k}]})
 
 
 def verifier(**validators: object) -> TokenVerifier:
@@ -223,30 +229,35 @@ async def test_a_refusal_is_logged_once_and_without_the_token(caplog: pytest.Log
     assert not any(text in str(value) or SECRET in str(value) for value in record.__dict__.values())
 
 
-def checked(*, secure: bool, secret: str) -> list[CheckMessage]:
-    with override_settings(SECURE_CHANNELS=secure, JWT_SECRET=secret, JWT_CLAIM_VALIDATORS={}):
-        return check_secret()
+async def test_a_key_that_has_to_be_fetched_is_fetched_before_the_answer(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(jwks_of("first", "a first secret that is long enough"))
+    source = Jwks(str(file))
+    file.write_text(jwks_of("second", "a second secret that is long enough"))
+    handshake = Handshake(f"apikey={token('a second secret that is long enough', kid='second')}")
+    await handshake.knock(TokenVerifier([], {}, source=source))
+    assert [scope["claims"].expires_at for scope in handshake.entered] == [NOW + 60]
 
 
-def test_secure_channels_without_a_secret_are_an_error_that_says_how_to_make_one() -> None:
-    [message] = checked(secure=True, secret="")
-    assert (message.id, message.is_serious()) == ("streaming.E001", True)
-    assert "secrets.token_urlsafe" in str(message.hint)
+def test_the_settings_say_what_checks_tokens() -> None:
+    jwks = jwks_of("k", "a secret of the set that is long enough")
+    with override_settings(
+        SECURE_CHANNELS=True,
+        JWT_SECRET=SECRET,
+        JWT_PREVIOUS_SECRETS=["the one before"],
+        JWT_JWKS=jwks,
+        JWT_CLAIM_VALIDATORS={},
+        JWT_LEEWAY_S=2.0,
+    ):
+        made = configured_verifier()
+    assert made is not None
+    for secret in (SECRET, "the one before", "a secret of the set that is long enough"):
+        claims = made.verify(token(secret), NOW)
+        assert claims.ends_at == NOW + 62
+    with pytest.raises(TokenRefused, match="kid"):
+        made.verify(token("another", kid="another"), NOW)
 
 
-def test_a_key_of_another_kind_is_an_error() -> None:
-    pem = "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----"
-    [message] = checked(secure=True, secret=pem)
-    assert (message.id, message.is_serious()) == ("streaming.E002", True)
-
-
-def test_a_short_secret_is_a_warning_that_does_not_show_it() -> None:
-    short = "s" * 31
-    [message] = checked(secure=True, secret=short)
-    assert (message.id, message.is_serious()) == ("streaming.W001", False)
-    assert short not in str(message)
-
-
-def test_a_good_secret_or_none_needed_is_silent() -> None:
-    assert checked(secure=True, secret=SECRET) == []
-    assert checked(secure=False, secret="") == []
+def test_where_channels_are_open_nothing_checks_tokens() -> None:
+    with override_settings(SECURE_CHANNELS=False, JWT_SECRET=""):
+        assert configured_verifier() is None

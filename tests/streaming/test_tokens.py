@@ -6,18 +6,32 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.errors import TOKEN_REFUSALS, InvalidClaimValidators, TokenRefused, UnusableSecret
-from streaming.tokens import Claims, TokenVerifier, parse_validators, query_parameters, token_from
+from streaming.errors import TOKEN_REFUSALS, InvalidClaimValidators, InvalidJwks, TokenRefused, UnusableSecret
+from streaming.tokens import (
+    HMAC_ALGORITHMS,
+    Claims,
+    Key,
+    TokenVerifier,
+    parse_jwks,
+    parse_validators,
+    query_parameters,
+    read_unverified,
+    sign,
+    token_from,
+)
+from tests.streaming.keys import jwks, private_jwk, public_jwk, public_pem, signed_with
 
 NOW = 1_800_000_000.0
-SECRET = "secret"  # noqa: S105 (the tests sign with it)
+SECRET = "secret"
 VALIDATORS = {"iss": "Issuer", "nbf": 1610078130}
 GOOD: dict[str, object] = {"iss": "Issuer", "nbf": 1610078130, "exp": NOW + 60}
 HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
@@ -54,7 +68,7 @@ def refusal(text: str, validators: Mapping[str, object] = VALIDATORS, now: float
 def test_a_good_token_says_who_and_until_when(algorithm: str) -> None:
     claims = {**GOOD, "sub": "u1", "role": "anon", "extra": [1]}
     text = token(claims, algorithm=algorithm)
-    assert verify(text) == Claims("u1", "anon", NOW + 60, claims, text)
+    assert verify(text) == Claims("u1", "anon", NOW + 60, NOW + 60, claims, text)
 
 
 def test_subject_and_role_are_text_or_nothing() -> None:
@@ -180,7 +194,7 @@ def test_an_infinite_exp_is_refused() -> None:
 def test_leeway_forgives_clocks_that_differ() -> None:
     verifier = TokenVerifier([SECRET], {}, leeway_s=5)
     text = token({"exp": NOW})
-    verifier.verify(text, NOW + 4.9)
+    assert verifier.verify(text, NOW + 4.9).ends_at == NOW + 5
     with pytest.raises(TokenRefused, match="expired"):
         verifier.verify(text, NOW + 5)
 
@@ -316,3 +330,197 @@ def test_the_token_comes_from_the_first_place_that_has_one(
 
 def test_a_query_that_is_not_utf_8_is_read_all_the_same() -> None:
     assert query_parameters(b"a=%FF&\xff=1&vsn=2.0.0")["vsn"] == "2.0.0"
+
+
+# Keys
+
+
+@dataclass
+class Keys:
+    """A source whose keys are there, or come with the next fetch."""
+
+    keys: Sequence[Key] = ()
+    to_come: Sequence[Key] = ()
+    asked: list[bool] = field(default_factory=list)
+
+    async def renew(self, *, missing: bool) -> None:
+        self.asked.append(missing)
+        if missing:
+            self.keys = self.to_come
+
+
+ALL = ("RS256", "ES256", "EdDSA")
+
+
+def with_keys(*keys: dict[str, Any], secrets: Sequence[str] = ()) -> TokenVerifier:
+    return TokenVerifier(secrets, {}, source=Keys(parse_jwks(jwks(*keys))))
+
+
+def code_of(verifier: TokenVerifier, text: str) -> str:
+    with pytest.raises(TokenRefused) as caught:
+        verifier.verify(text, NOW)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_public_key_opens_for_what_its_other_half_has_signed(algorithm: str) -> None:
+    verifier = with_keys(*map(public_jwk, ALL))
+    assert verifier.verify(signed_with(algorithm, GOOD), NOW).expires_at == NOW + 60
+    assert code_of(verifier, signed_with(algorithm, GOOD, "stranger", kid=algorithm)) == "signature_mismatch"
+    assert code_of(verifier, signed_with(algorithm, GOOD, "stranger")) == "key_unknown"
+    assert code_of(verifier, signed_with(algorithm, {**GOOD, "exp": NOW})) == "token_expired"
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_token_or_a_key_without_a_name_may_belong_to_any(algorithm: str) -> None:
+    with_keys(*map(public_jwk, ALL)).verify(signed_with(algorithm, GOOD, kid=None), NOW)
+    nameless = {name: value for name, value in public_jwk(algorithm).items() if name != "kid"}
+    with_keys(nameless).verify(signed_with(algorithm, GOOD, kid="whatever"), NOW)
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+@pytest.mark.parametrize("hmac_algorithm", HASHES)
+def test_a_public_key_is_never_a_shared_secret(algorithm: str, hmac_algorithm: str) -> None:
+    jwk = public_jwk(algorithm)
+    head = json.dumps({"alg": hmac_algorithm, "typ": "JWT", "kid": algorithm}).encode()
+    forms = [public_pem(algorithm), public_pem(algorithm).strip(), json.dumps(jwk).encode()]
+    forms += [str(jwk[part]).encode() for part in ("n", "x") if part in jwk]
+    for known in forms:
+        signing_input = f"{segment(head)}.{segment(json.dumps(GOOD).encode())}"
+        digest = hmac.new(known, signing_input.encode(), HASHES[hmac_algorithm]).digest()
+        forged = f"{signing_input}.{segment(digest)}"
+        assert code_of(with_keys(jwk), forged) == "algorithm_not_allowed"
+        assert code_of(with_keys(jwk, secrets=[SECRET]), forged) == "signature_mismatch"
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_key_is_tried_with_its_own_algorithm_only(algorithm: str) -> None:
+    for other in ALL:
+        if other != algorithm:
+            head, payload, signature = signed_with(algorithm, GOOD).split(".")
+            head = segment(json.dumps({"alg": other, "kid": algorithm}).encode())
+            assert code_of(with_keys(public_jwk(algorithm)), f"{head}.{payload}.{signature}") == "algorithm_not_allowed"
+
+
+def test_an_unsigned_token_stays_refused() -> None:
+    header, payload = segment(b'{"alg":"none","kid":"RS256"}'), segment(json.dumps(GOOD).encode())
+    assert code_of(with_keys(public_jwk("RS256")), f"{header}.{payload}.") == "algorithm_not_allowed"
+
+
+def test_secrets_and_keys_open_side_by_side() -> None:
+    verifier = with_keys(public_jwk("ES256"), secrets=[SECRET])
+    verifier.verify(signed_with("ES256", GOOD), NOW)
+    verifier.verify(token(), NOW)
+    verifier.verify(token(kid="of another issuer"), NOW)
+    assert code_of(with_keys(public_jwk("ES256")), token()) == "algorithm_not_allowed"
+
+
+def test_a_shared_secret_may_be_in_a_set() -> None:
+    jwk = {"kty": "oct", "kid": "s", "k": segment(SECRET.encode())}
+    for algorithm in HASHES:
+        with_keys(jwk).verify(token(GOOD, SECRET, algorithm, kid="s"), NOW)
+    only = with_keys({**jwk, "alg": "HS512"})
+    only.verify(token(GOOD, SECRET, "HS512"), NOW)
+    assert code_of(only, token(GOOD, SECRET, "HS256")) == "algorithm_not_allowed"
+
+
+def test_of_a_private_key_only_the_public_half_is_kept() -> None:
+    for algorithm in ALL:
+        [key] = parse_jwks(jwks(private_jwk(algorithm)))
+        assert "Private" not in type(key.material).__name__
+        with_keys(private_jwk(algorithm)).verify(signed_with(algorithm, GOOD), NOW)
+
+
+def test_keys_of_no_use_are_left_out() -> None:
+    ed448 = "-" * 76
+    small = {"kty": "RSA", "n": segment(b"\xff" * 128), "e": "AQAB"}
+    useless: list[Any] = [
+        "x",
+        None,
+        {},
+        {"kty": "XYZ"},
+        {"kty": "RSA"},
+        {"kty": "RSA", "n": 5, "e": None},
+        small,
+        {"kty": "EC", "crv": "P-384", "x": segment(b"x" * 48), "y": segment(b"y" * 48)},
+        {"kty": "EC", "crv": "P-256", "x": segment(b"x" * 32), "y": segment(b"y" * 32)},
+        {"kty": "OKP", "crv": "Ed448", "x": ed448},
+        {"kty": "OKP", "crv": "X25519", "x": segment(b"x" * 32)},
+        {"kty": "oct", "k": ""},
+        {"kty": "oct", "k": segment(public_pem("RS256"))},
+        public_jwk("RS256", use="enc"),
+        public_jwk("RS256", key_ops=["encrypt"]),
+        public_jwk("RS256", alg="RS512"),
+        public_jwk("ES256", alg="none"),
+    ]
+    with pytest.raises(InvalidJwks, match=f"none of its {len(useless)} keys"):
+        parse_jwks(jwks(*useless))
+    [key] = parse_jwks(jwks(*useless, public_jwk("ES256", use="sig", key_ops=["verify"], alg="ES256", kid=5)))
+    assert (key.kid, key.algorithms) == (None, ("ES256",))
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"keys": {}}', '{"keys": []}', "[" * 100_000, '{"kty": "oct"}'])
+def test_what_is_no_set_of_keys_is_a_clear_error(text: str) -> None:
+    with pytest.raises(InvalidJwks, match="cannot be used"):
+        parse_jwks(text)
+
+
+_JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["kty", "crv", "n", "e", "x", "y", "k", "kid", "alg", "use", "key_ops"]),
+        st.sampled_from(["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "AQAB", "RS256"]) | _JSON,
+    )
+)
+def test_any_json_is_a_key_or_none(jwk: dict[str, Any]) -> None:
+    try:
+        parse_jwks(jwks(jwk))
+    except InvalidJwks:
+        return
+
+
+async def test_a_missing_key_is_asked_for_and_a_known_one_is_not() -> None:
+    source = Keys(to_come=parse_jwks(jwks(public_jwk("ES256"))))
+    verifier = TokenVerifier([SECRET], {}, source=source)
+    text = signed_with("ES256", GOOD)
+    assert code_of(verifier, text) == "key_unknown"
+    await verifier.prepare(text)
+    verifier.verify(text, NOW)
+    await verifier.prepare(text)
+    await verifier.prepare(token())
+    await verifier.prepare("garbage")
+    await verifier.prepare("")
+    await verifier.prepare(signed(b'{"alg":"none","kid":"x"}', b"{}"))
+    await verifier.prepare(signed_with("ES256", GOOD, "stranger"))
+    assert source.asked == [True, False, False, False, False, False, True]
+
+
+async def test_without_a_source_there_is_nothing_to_prepare() -> None:
+    await TokenVerifier([SECRET], {}).prepare("garbage")
+
+
+def test_what_is_signed_here_opens_here() -> None:
+    for algorithm in HMAC_ALGORITHMS:
+        claims = {"exp": NOW + 60, "text": "ünï", "list": [1, {"a": None}]}
+        assert TokenVerifier([SECRET], {}).verify(sign(claims, SECRET, algorithm), NOW).claims == claims
+    with pytest.raises(UnusableSecret):
+        sign({}, "")
+
+
+def test_a_token_can_be_read_without_being_believed() -> None:
+    header, claims = read_unverified(f" {token(GOOD, 'another', kid='k')}\n")
+    assert (header, claims) == ({"alg": "HS256", "typ": "JWT", "kid": "k"}, GOOD)
+    for text in ("", "garbage", "a.b.c", token([])):
+        with pytest.raises(TokenRefused):
+            read_unverified(text)
+
+
+def test_all_faults_are_told_in_their_order() -> None:
+    faults = TokenVerifier([SECRET], VALIDATORS).faults({"exp": 1, "iss": "x"}, NOW)
+    assert [(fault.code, fault.claim) for fault in faults] == [
+        ("token_expired", None),
+        ("claim_mismatch", "iss"),
+        ("claim_missing", "nbf"),
+    ]

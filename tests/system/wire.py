@@ -119,14 +119,9 @@ class RawSocket:
         data = self._take(length)
         return None if data is None else Frame(kind, bool(head[0] & 0x80), data)
 
-    def ended(self) -> bool:
-        """Whether the server has ended the connection; waits for it."""
-        try:
-            while self._fill():
-                pass
-        except TimeoutError:
-            return False
-        return True
+    def tcp_state(self) -> int:
+        """The kernel's view of the connection: 1 is established (``TCP_ESTABLISHED`` of linux/tcp_states.h)."""
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
     def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:

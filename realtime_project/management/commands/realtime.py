@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import signal
 import socket
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
@@ -58,6 +59,8 @@ class Command(BaseCommand):
     def handle(self, *, port: int, host: str, create_publication: bool, **options: Any) -> None:
         """Run until Ctrl-C or SIGTERM."""
         _raise_file_limit()
+        # Until the reactor takes the signals over: an orderly end, also while PostgreSQL starts.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         port = _free_port(host, port)
         embedded = None
         server: EmbeddedServer | None = None
@@ -71,6 +74,8 @@ class Command(BaseCommand):
             self._serve(host, port, server, create_publication=create_publication)
         except EmbeddedPostgresError as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            pass
         finally:
             if embedded is not None:
                 embedded.stop()
@@ -78,22 +83,17 @@ class Command(BaseCommand):
 
     def _serve(self, host: str, port: int, server: EmbeddedServer | None, *, create_publication: bool) -> None:
         # daphne.server comes first: it installs the reactor on an event loop of its own, which everything shares.
-        from channels.layers import get_channel_layer
         from daphne.server import Server
         from twisted.internet import defer, reactor
 
         from realtime_project import demo
-        from realtime_project.application import make_application, make_hub, replicator_settings
+        from realtime_project.application import make_application, make_hub, make_publisher, replicator_settings
         from replication.models import DjangoRecordStore
-        from replication.publisher import Publisher
         from replication.replicator import Replicator
         from streaming.local import LocalPublisher
-        from streaming.topic_groups import TopicGroups
 
         hub = make_hub()
-        publisher: Publisher = LocalPublisher(hub)
-        if settings.TOPIC_GROUPS and (layer := get_channel_layer()) is not None:
-            publisher = TopicGroups(publisher, layer, settings.TOPIC_GROUPS)
+        publisher, webhooks = make_publisher(LocalPublisher(hub))
         wanted = replicator_settings(
             dsn=server.dsn if server else None,
             slot_name=(settings.SLOT_NAME or "walcast") if server else None,
@@ -101,13 +101,17 @@ class Command(BaseCommand):
         )
         replicator = Replicator(wanted, publisher, DjangoRecordStore())
         hub.log = replicator.changelog
+        parts = [replicator.run, hub.tend]
+        if webhooks is not None:
+            webhooks.log = replicator.changelog
+            parts.append(webhooks.run)
         dsn_file = Path(settings.WALCAST_HOME) / "dsn"
 
         async def run() -> None:
             if server is not None:
                 await demo.prepare(server.dsn)
                 _write_private(dsn_file, server.dsn)
-            await asyncio.gather(replicator.run(), hub.tend())
+            await asyncio.gather(*(part() for part in parts))
 
         task: asyncio.Task[None] | None = None
 

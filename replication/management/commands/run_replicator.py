@@ -12,11 +12,10 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
 
-from realtime_project.application import replicator_settings, tune
+from realtime_project.application import make_publisher, replicator_settings, tune
 from replication.models import DjangoRecordStore
-from replication.publisher import LayerPublisher, Publisher
+from replication.publisher import LayerPublisher
 from replication.replicator import Replicator
-from streaming.topic_groups import TopicGroups
 
 _EPILOG = """
 Reads the write-ahead log of DATABASE_URL (or DB_*) and pushes every change through REDIS_URL to the Daphne processes:
@@ -64,11 +63,15 @@ async def _stream(*, create_publication: bool) -> None:
     layer = get_channel_layer()
     assert layer is not None
     chain = LayerPublisher(layer)
-    publisher: Publisher = TopicGroups(chain, layer, settings.TOPIC_GROUPS) if settings.TOPIC_GROUPS else chain
+    publisher, webhooks = make_publisher(chain)
     replicator = Replicator(
         replicator_settings(create_publication=create_publication, exclusive=True), publisher, DjangoRecordStore()
     )
-    task = asyncio.ensure_future(asyncio.gather(replicator.run(), chain.answer_pulls(replicator.answer)))
+    parts = [replicator.run(), chain.answer_pulls(replicator.answer)]
+    if webhooks is not None:
+        webhooks.log = replicator.changelog
+        parts.append(webhooks.run())
+    task = asyncio.ensure_future(asyncio.gather(*parts))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
