@@ -188,7 +188,7 @@ class EmbeddedPostgres:
             self._server = self._start()
         except BaseException:
             self._server = None
-            if self._lock is not None:  # a Ctrl-C may come while PostgreSQL starts: the folder is ours, so is the server
+            if self._lock is not None:  # a Ctrl-C may come once PostgreSQL runs: the folder is ours, so is the server
                 with contextlib.suppress(EmbeddedPostgresError, OSError):
                     self._shut_down()
             self._release()

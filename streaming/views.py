@@ -22,6 +22,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from streaming.errors import HandshakeRefused
 from streaming.middleware import check_handshake, configured_verifier
+from streaming.tokens import token_from
 
 BROWSER_HEADERS: Final = {"X-Frame-Options": "SAMEORIGIN", "X-Content-Type-Options": "nosniff"}
 SOCKET_PATH: Final = "/socket/websocket"
@@ -107,7 +108,7 @@ def _with_policy(request: HttpRequest, response: HttpResponseBase) -> HttpRespon
 
 
 @csrf_exempt
-def socket_without_upgrade(request: HttpRequest) -> HttpResponse:
+async def socket_without_upgrade(request: HttpRequest) -> HttpResponse:
     """A websocket's path, asked for without an upgrade: 426 for who would be let in, the handshake's refusal otherwise.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#status.426
@@ -116,8 +117,11 @@ def socket_without_upgrade(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=HTTPStatus.BAD_REQUEST, headers=BROWSER_HEADERS)
     headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.items()]
     query = request.META.get("QUERY_STRING", "").encode()
+    verifier = configured_verifier()
+    if verifier is not None and (token := token_from(headers, query)) is not None:
+        await verifier.prepare(token)
     try:
-        check_handshake(request.path, headers, query, configured_verifier(), time.time())
+        check_handshake(request.path, headers, query, verifier, time.time())
     except HandshakeRefused as refused:
         return HttpResponse(refused.body, status=refused.status, content_type=refused.content_type or "text/html")
     return HttpResponse(status=HTTPStatus.UPGRADE_REQUIRED, headers={"Connection": "upgrade", "Upgrade": "websocket"})

@@ -101,7 +101,7 @@ class PostgresCluster:
 
     def __enter__(self) -> Self:
         # The user who runs PostgreSQL may not be able to enter root's own TMPDIR.
-        self.folder = Path(tempfile.mkdtemp(prefix="walcast-postgres-", dir="/tmp" if self._user else None))  # noqa: S108
+        self.folder = Path(tempfile.mkdtemp(prefix="walcast-postgres-", dir="/tmp" if self._user else None))
         if self._user:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         try:

@@ -48,9 +48,6 @@ class Recorder:
         self.envelopes.append(Envelope.decode(envelope.encode()))
 
     async def committed(self, commit_lsn: int) -> None:
-        """What matters here is in the envelopes."""
-
-    async def committed(self, commit_lsn: int) -> None:
         """Keep the LSN; whatever comes later belongs to a later transaction."""
         self.committed_lsns.append(commit_lsn)
 

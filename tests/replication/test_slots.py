@@ -29,7 +29,7 @@ from tests.servers import PostgresCluster, postgres_versions
 
 Connection = AsyncConnection[Any]
 
-_PASSWORD = "only for tests"  # noqa: S105
+_PASSWORD = "only for tests"
 
 
 @pytest.fixture

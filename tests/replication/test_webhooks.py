@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replication import progress, replicator, webhooks
+from replication import progress, replicator
+from replication.changelog import Changelog
 from replication.changes import Change, Chunk, Column, Envelope, Relation, change_size
 from replication.configuration import Webhook
 from replication.lsn import BEGINNING, Position
@@ -543,7 +544,7 @@ async def test_a_beginning_that_is_no_longer_to_be_had_is_told_of(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with posting([Webhook(receiver.url())]) as subject:
-        subject.log = webhooks.Changelog()
+        subject.log = Changelog()
         subject.log.restart(Position(100, 5, 0))
         await subject.publish(envelope(chunk(100, [insert(6)]), prev=Position(100, 5, 0)))
         (request,) = await got(receiver, 1)

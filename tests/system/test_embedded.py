@@ -148,7 +148,7 @@ def test_the_password_is_asked_for_and_kept_to_its_owner(postgres: EmbeddedPostg
     assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
     assert postgres.password_file.read_text().strip() in server.dsn
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(server.dsn, password="guess")  # noqa: S106
+        psycopg.connect(server.dsn, password="guess")
 
 
 def test_it_listens_on_this_machine_only(postgres: EmbeddedPostgres) -> None:

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.system.picture import CHROMIUM
 from tests.system.server import RealtimeServer
 
-SECRET = "correct horse battery staple, twice over"  # noqa: S105
+SECRET = "correct horse battery staple, twice over"
 
 OpenPage = Callable[..., Page]
 

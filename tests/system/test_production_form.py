@@ -21,7 +21,7 @@ TABLE = "create table items(id bigint primary key, name text)"
 
 
 @pytest.fixture
-def env(database: str, valkey: ValkeyServer, tmp_path: Path) -> Iterator[dict[str, str]]:
+def env(database: str, valkey: ValkeyServer, tmp_path: Path) -> dict[str, str]:
     """The settings of all processes of one test; Valkey is emptied of the others' channels by a database of its own."""
     execute(database, TABLE, "create publication supabase_realtime for all tables")
     return {

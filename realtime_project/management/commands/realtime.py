@@ -159,7 +159,7 @@ class Command(BaseCommand):
         else:
             slot = settings.SLOT_NAME or "a temporary slot: set SLOT_NAME to lose nothing while this is stopped"
             lines += [f"  database   the configured one, publications {', '.join(settings.PUBLICATIONS)}, {slot}"]
-        trust = "every client may listen" if not settings.SECURE_CHANNELS else "clients need a token (JWT_SECRET)"
+        trust = "every client may listen" if not settings.SECURE_CHANNELS else "clients need a token"
         lines += [
             f"  look       {style.HTTP_INFO(url)}",
             f"  clients    ws://{name}:{port}/socket ({trust})",
