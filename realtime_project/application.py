@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from channels.layers import get_channel_layer
@@ -84,6 +86,22 @@ def make_publisher(chain: Publisher) -> tuple[Publisher, Webhooks | None]:
     form = Form(legacy_payload, legacy_commit_timestamp)
     webhooks = Webhooks(publisher, configuration.webhooks, form, wanted)
     return webhooks, webhooks
+
+
+async def run_together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run the parts until one fails or this is cancelled; all of them have ended when it returns.
+
+    Unlike with `asyncio.gather`, each may take its time to end: the record is saved, what waits is posted.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def replicator_settings(

@@ -103,11 +103,11 @@ def _file(path: str) -> str:
 
 
 async def _url(url: str) -> str:
-    import httpx  # takes a while, and is needed here only
+    import httpx2  # takes a while, and is needed here only
 
     try:
         async with (
-            httpx.AsyncClient(timeout=None) as client,  # noqa: S113  (the whole fetch has its time limit)
+            httpx2.AsyncClient(timeout=None) as client,  # noqa: S113  (the whole fetch has its time limit)
             client.stream("GET", url, headers={"accept": "application/json"}) as response,
         ):
             if response.status_code != 200:
@@ -117,7 +117,7 @@ async def _url(url: str) -> str:
                 body += piece
                 if len(body) > MAX_BYTES:
                     break
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         raise InvalidJwks(f"its URL cannot be fetched ({type(error).__name__}: {error})") from None
     return _text(body)
 

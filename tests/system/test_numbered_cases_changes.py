@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.system.golden import Marker, connect_to
+from tests.replication.receiver import Receiver
+from tests.servers import wait_until
+from tests.system.golden import Marker, connect_to, heartbeat_frame, join, open_socket, until_reply
 from tests.system.legacy import Json, listening, rows_of, topics_of
 from tests.system.server import RealtimeServer
 
@@ -24,6 +28,7 @@ TABLES = """
     CREATE TABLE toast_t (id int PRIMARY KEY, big text STORAGE EXTERNAL, n int);
 """
 USERS = "realtime:public:users"
+ROW = {"id": "1", "name": "Bob"}
 COMMIT_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 NO_MODIFIER = 4294967295
 
@@ -99,7 +104,7 @@ def test_g48_an_insert_and_its_topics(server: RealtimeServer, connection: Connec
             {"name": "id", "type": "int8", "flags": ["key"], "type_modifier": NO_MODIFIER},
             {"name": "name", "type": "text", "flags": [], "type_modifier": NO_MODIFIER},
         ],
-        "record": {"id": "1", "name": "Bob"},
+        "record": ROW,
     }
     for frame in frames:
         assert frame == {"topic": frame["topic"], "event": "INSERT", "payload": payload, "ref": None}
@@ -109,7 +114,7 @@ def test_g49_the_same_in_version_2(server: RealtimeServer, connection: Connectio
     with listening(server.ws_url, marker, USERS, query="vsn=2.0.0") as ear:
         (frame,) = ear.after(connection, "INSERT INTO users VALUES (1, 'Bob')")
     assert frame[:4] == [None, None, USERS, "INSERT"]
-    assert frame[4]["record"] == {"id": "1", "name": "Bob"}
+    assert frame[4]["record"] == ROW
 
 
 def test_g50_an_update(server: RealtimeServer, connection: Connection, marker: Marker) -> None:
@@ -437,6 +442,89 @@ def test_g75_each_socket_hears_it_once(server: RealtimeServer, connection: Conne
     with listening(server.ws_url, marker, USERS) as one, listening(server.ws_url, marker, USERS) as two:
         assert topics_of(one.after(connection, "INSERT INTO users VALUES (1, 'a')")) == [("public:users", "INSERT")]
         assert topics_of(two.heard()) == [("public:users", "INSERT")]
+
+
+# The configuration file
+
+HEARS_THE_MARKER = {"relation": "golden:marker", "events": ["INSERT"]}
+
+
+def configuration(folder: Path, **items: Json) -> str:
+    """The path of a file with this in it."""
+    path = folder / "configuration.json"
+    path.write_text(json.dumps(items))
+    return str(path)
+
+
+def test_g76_each_level_is_configured_by_itself(
+    server: RealtimeServer, connection: Connection, marker: Marker, tmp_path: Path
+) -> None:
+    file = configuration(
+        tmp_path,
+        realtime=[
+            {"relation": "public", "events": ["INSERT", "UPDATE"]},
+            {"relation": "public:users", "events": ["DELETE"]},
+            {"relation": "*:*:name", "events": ["INSERT"]},
+            HEARS_THE_MARKER,
+        ],
+    )
+    joined = topics(*("*", "public", "public:users", "public:users:id=eq.1"), *("public:users:name=eq.n1", "public:*"))
+    with beside(server, CONFIGURATION_FILE=file) as other, listening(other.ws_url, marker, *joined) as ear:
+        inserted = ear.after(connection, "INSERT INTO users VALUES (1, 'n1')")
+        updated = ear.after(connection, "UPDATE users SET name = 'n2'")
+        deleted = ear.after(connection, "DELETE FROM users")
+    assert topics_of(inserted) == [("public", "INSERT"), ("public:users:name=eq.n1", "INSERT")]
+    assert topics_of(updated) == [("public", "UPDATE")]
+    assert topics_of(deleted) == [("public:users", "DELETE")]
+
+
+def test_g77_an_empty_configuration_is_silent_and_acknowledges(
+    server: RealtimeServer, connection: Connection, tmp_path: Path
+) -> None:
+    env = {"SLOT_NAME": "g77", "RING_MAX_AGE_S": "0", "CONFIGURATION_FILE": configuration(tmp_path)}
+    with beside(server, **env) as other, open_socket(other.ws_url) as socket:
+        join(socket, topics("*", "public", "public:users", "public:users:id=eq.1"))
+        connection.execute("INSERT INTO users VALUES (1, 'Bob')")
+        end_lsn = connection.execute("SELECT pg_current_wal_lsn()").fetchone()
+
+        def acknowledged() -> bool:
+            query = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'g77'"
+            return connection.execute(query, end_lsn).fetchone() == (True,)
+
+        wait_until(acknowledged, "the acknowledgement")
+        socket.send(heartbeat_frame("end"))
+        assert list(until_reply(socket, "end")) == []
+    connection.execute("SELECT pg_drop_replication_slot('g77')")
+
+
+def test_g78_webhooks_are_told_what_they_ask_for(
+    server: RealtimeServer, connection: Connection, tmp_path: Path
+) -> None:
+    with Receiver() as receiver:
+
+        def webhook(path: str, **more: Json) -> Json:
+            return {"config": {"endpoint": receiver.url(path)}} | more
+
+        file = configuration(
+            tmp_path,
+            webhooks=[
+                webhook("/all", event="*"),
+                webhook("/users", event="INSERT", relation="public:users"),
+                webhook("/star", event="INSERT", relation="public:*"),
+                webhook("/malformed", event="INSERT", relation="public:users:x"),
+            ],
+        )
+        with beside(server, CONFIGURATION_FILE=file):
+            connection.execute("INSERT INTO users VALUES (1, 'Bob')")
+            connection.execute("INSERT INTO users VALUES (2, 'Bobby')")  # what is not there by then never comes
+            for path in ("/all", "/users"):
+                first = receiver.wait_for(2, path)[0]
+                assert first.headers["content-type"] == "application/json"
+                assert first.json.keys() == {"changes", "commit_timestamp"}
+                assert COMMIT_TIMESTAMP.fullmatch(first.json["commit_timestamp"])
+                (change,) = first.json["changes"]
+                assert (change["type"], change["table"], change["record"]) == ("INSERT", "users", ROW)
+        assert {request.path for request in receiver.received} == {"/all", "/users"}
 
 
 def test_g79_the_star_event_of_older_servers(server: RealtimeServer, connection: Connection, marker: Marker) -> None:

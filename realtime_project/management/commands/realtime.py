@@ -87,7 +87,13 @@ class Command(BaseCommand):
         from twisted.internet import defer, reactor
 
         from realtime_project import demo
-        from realtime_project.application import make_application, make_hub, make_publisher, replicator_settings
+        from realtime_project.application import (
+            make_application,
+            make_hub,
+            make_publisher,
+            replicator_settings,
+            run_together,
+        )
         from replication.models import DjangoRecordStore
         from replication.replicator import Replicator
         from streaming.local import LocalPublisher
@@ -111,7 +117,7 @@ class Command(BaseCommand):
             if server is not None:
                 await demo.prepare(server.dsn)
                 _write_private(dsn_file, server.dsn)
-            await asyncio.gather(*(part() for part in parts))
+            await run_together(*(part() for part in parts))
 
         task: asyncio.Task[None] | None = None
 

@@ -12,7 +12,7 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
 
-from realtime_project.application import make_publisher, replicator_settings, tune
+from realtime_project.application import make_publisher, replicator_settings, run_together, tune
 from replication.models import DjangoRecordStore
 from replication.publisher import LayerPublisher
 from replication.replicator import Replicator
@@ -71,7 +71,7 @@ async def _stream(*, create_publication: bool) -> None:
     if webhooks is not None:
         webhooks.log = replicator.changelog
         parts.append(webhooks.run())
-    task = asyncio.ensure_future(asyncio.gather(*parts))
+    task = asyncio.create_task(run_together(*parts))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
