@@ -159,6 +159,11 @@ class ReplicationConnection:
         """Return when the server has sent something. Call it only after `read_ready` has found nothing more."""
         await self._wait(write=False)
 
+    def wake(self) -> None:
+        """Let `wait_readable` return, although nothing has come."""
+        if self._reading is not None:
+            _resolve(self._reading)
+
     def read_ready(self) -> tuple[list[bytes], bool]:
         """The frames that are here already, about `READ_LIMIT_BYTES` at most, and whether more are here.
 

@@ -82,8 +82,11 @@ class Progress:
 
     def status(self, flushed_lsn: int, now: float, sent_at: int) -> StandbyStatusUpdate:
         """The answer to send now; ``flushed_lsn`` as `acknowledgeable` gave it, ``sent_at`` on PostgreSQL's clock."""
+        # An answer asks nothing back, else the two of us would never stop; any other status update asks for one, and
+        # so shows that the server lives, and where its WAL ends.
+        asks = not self._reply_requested
         self._status_at, self._reply_requested = now, False
-        return StandbyStatusUpdate(max(self.received_lsn, flushed_lsn), flushed_lsn, flushed_lsn, sent_at)
+        return StandbyStatusUpdate(max(self.received_lsn, flushed_lsn), flushed_lsn, flushed_lsn, sent_at, asks)
 
     def reconnected(self) -> None:
         """A new stream begins: an old keepalive's question is void, and the server wants to hear from us soon."""

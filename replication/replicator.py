@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 BACKOFF_S = (0.5, 30.0)
 STANDBY_RETRY_S = 1.0
+SILENCE_S = 15.0
+"""Each of our status updates asks for an answer: a server that is silent for so long is gone."""
 GUARD_TURNS = 5
 """How many ticks lie between two looks at the slot's lag."""
 UNDECODABLE_TRIES = 3
@@ -112,6 +114,7 @@ class Replicator:
         self._replaced_at: list[float] = []
         self._moved_on = False
         """Something was published since the last connection: the next one need not wait long."""
+        self._waiting_since: float | None = None
         self._undecodable = 0
         """How often in a row the server could not decode a change, although preflight found the publications."""
 
@@ -291,13 +294,19 @@ class Replicator:
         self._flushed_lsn = 0
 
     async def _follow(self, catalogue: Catalogue, connection: ReplicationConnection, assembler: Assembler) -> None:
+        self._waiting_since = None
         self.streaming.set()
         chores = asyncio.create_task(self._do_chores(catalogue, connection), name="replicator chores")
+        chores.add_done_callback(lambda _: connection.wake())
         try:
             more = False
             while True:
+                if chores.done():
+                    chores.result()  # they end only by an error
                 if not more:
+                    self._waiting_since = time.monotonic()
                     await connection.wait_readable()
+                    self._waiting_since = None
                 frames, more = connection.read_ready()
                 self._read(frames, assembler, more=more)
                 await self._publish_waiting()
@@ -310,8 +319,6 @@ class Replicator:
                     raise StreamEnded("the server is shutting down")
                 if more:
                     await asyncio.sleep(0)  # sockets, timers and the chores get their turn
-                if chores.done():
-                    chores.result()
         finally:
             chores.cancel()
             with suppress(asyncio.CancelledError, ReplicationError):
@@ -369,6 +376,8 @@ class Replicator:
         for turn in itertools.count(1):
             if turn % GUARD_TURNS == 0 and (reason := await self._lag_reason(catalogue, 0)):
                 raise StreamEnded(reason)
+            if self._waiting_since is not None and time.monotonic() - self._waiting_since > SILENCE_S:
+                raise StreamEnded(f"the server has not said a word for {SILENCE_S:g} seconds")
             record = self._record
             assert record is not None
             self.changelog.evict(time.monotonic(), keep_above=record.published)

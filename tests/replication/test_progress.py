@@ -117,7 +117,13 @@ def test_a_status_says_what_was_received_and_what_may_go(permanent: Progress) ->
     permanent.received(500)
     status = permanent.status(400, 10.0, sent_at=123)
     assert (status.written_lsn, status.flushed_lsn, status.applied_lsn, status.sent_at) == (500, 400, 400, 123)
-    assert not status.reply_requested
+    assert status.reply_requested, "a status of our own accord asks whether the server lives"
+
+
+def test_an_answer_asks_nothing_back(permanent: Progress) -> None:
+    permanent.heard(PrimaryKeepalive(500, 0, True), idle=True, now=10.0)
+    assert not permanent.status(400, 10.0, sent_at=123).reply_requested
+    assert permanent.status(400, 20.0, sent_at=456).reply_requested
 
 
 def test_what_may_go_counts_as_received(permanent: Progress) -> None:
