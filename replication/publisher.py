@@ -53,7 +53,13 @@ class Tick:
         """The reverse of `encode`. Raises `EnvelopeError`."""
         try:
             instance, epoch, started, floor, published, wal_end = msgpack.unpackb(data, use_list=False)
-            return cls(instance, epoch, started, Position(*floor), Position(*published), wal_end)
+            tick = cls(instance, epoch, started, Position(*floor), Position(*published), wal_end)
+            texts, numbers = (instance, epoch), (started, wal_end, *tick.floor, *tick.published)
+            if not all(isinstance(text, str) for text in texts) or not all(
+                isinstance(number, int | float) for number in numbers
+            ):
+                raise TypeError("a field is of the wrong type")
+            return tick
         except Exception as error:  # whatever the bytes, one family of errors
             raise EnvelopeError(f"cannot be read as a tick ({type(error).__name__}: {error})") from error
 
