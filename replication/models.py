@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections, models
 
@@ -32,11 +34,14 @@ class DjangoRecordStore:
 
     async def load(self, name: str) -> Record | None:
         """The record, or `None` if there is none, or none that this version can read."""
-        return await sync_to_async(self._load)(name)
+        record = await sync_to_async(self._load)(name)
+        _let_cancellation_through()
+        return record
 
     async def save(self, name: str, record: Record) -> None:
         """Keep the record; it is committed when this returns."""
         await sync_to_async(self._save)(name, record)
+        _let_cancellation_through()
 
     def _load(self, name: str) -> Record | None:
         close_old_connections()
@@ -59,3 +64,11 @@ class DjangoRecordStore:
                 "committed_at": record.committed_at,
             },
         )
+
+
+def _let_cancellation_through() -> None:
+    # Cancelled while its thread works, sync_to_async waits for the thread, returns its value, and says nothing of the
+    # cancellation: a task that saves again and again would never end.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

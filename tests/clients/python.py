@@ -86,23 +86,22 @@ def _run(*command: str) -> None:
 class Line:
     """A TCP line to a server that remembers what the server said: these clients do not show the replies they get."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._server = (host, port)
+    def __init__(self, url: str) -> None:
+        self._server = urlsplit(url)
+        self.url = ""
+        """The server's URL through this line."""
         self.said = b""
         self._more = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
     async def to(cls, url: str) -> AsyncIterator[Line]:
-        """A line to the server of a websocket URL; ``url`` is the same one through it."""
-        parts = urlsplit(url)
-        line = cls(str(parts.hostname), parts.port or 80)
+        """A line to the server of a websocket URL, open as long as the block."""
+        line = cls(url)
         async with await asyncio.start_server(line._carry, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
-            line.url = parts._replace(netloc=f"127.0.0.1:{port}").geturl()
+            line.url = line._server._replace(netloc=f"127.0.0.1:{port}").geturl()
             yield line
-
-    url: str
 
     async def says(self, words: bytes, times: int = 1, *, timeout_s: float = 15) -> None:
         """Wait until the server has said it so often."""
@@ -115,7 +114,7 @@ class Line:
             raise AssertionError(f"the server did not say {words!r} {times} times; it said {self.said!r}") from None
 
     async def _carry(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
-        server_in, server_out = await asyncio.open_connection(*self._server)
+        server_in, server_out = await asyncio.open_connection(self._server.hostname, self._server.port)
 
         async def forth() -> None:
             while data := await client_in.read(65536):

@@ -240,7 +240,8 @@ async def test_a_change_that_no_one_can_read_as_text_does_not_stop_the_others(
     dsn = psycopg.conninfo.make_conninfo(database18, dbname=name)
     try:
         await execute(dsn, _TABLE)
-        async with streaming(_settings(dsn, slot_name=None), recorder, store):
+        async with started(_settings(dsn, slot_name=None), recorder, store) as running:
+            await until(running.streaming.is_set, "streaming", limit_s=5)
             await execute(dsn, r"INSERT INTO t VALUES (1, E'\xff')", "INSERT INTO t VALUES (2, 'fine')")
             await until(
                 lambda: sum(len(chunk.changes) for chunk in recorder.chunks) == 2, "the arrival of both", limit_s=5

@@ -197,9 +197,7 @@ def test_g57_a_truncate(server: RealtimeServer, connection: Connection, marker: 
 
 
 def test_g58_a_truncate_of_postgresql_10() -> None:
-    pytest.skip(
-        "PostgreSQL 10, which does not replicate TRUNCATE, has had no support since 2022: we ask for 13 or newer"
-    )
+    pytest.skip("PostgreSQL 10, which does not replicate TRUNCATE, is not to be had: its support ended in 2022")
 
 
 def test_g59_a_table_that_is_not_published(server: RealtimeServer, connection: Connection, marker: Marker) -> None:

@@ -20,12 +20,6 @@ FUTURE = 4102444800
 
 
 @pytest.fixture(scope="module")
-def open_server() -> Iterator[RealtimeServer]:
-    with RealtimeServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def secure_server() -> Iterator[RealtimeServer]:
     validators = '{"iss": "Issuer", "nbf": 1610078130}'
     with RealtimeServer(
@@ -52,8 +46,8 @@ def page(server: RealtimeServer, request: str, *headers: str) -> Response:
     return ask(server, "\r\n".join([f"{request} HTTP/1.1", "Host: localhost", *headers, "", ""]))
 
 
-def test_g01_without_parameters_it_speaks_version_1(open_server: RealtimeServer) -> None:
-    assert exchange(open_server.ws_url, message("phoenix", "heartbeat", "1")) == ([ok("phoenix", "1")], None)
+def test_g01_without_parameters_it_speaks_version_1(realtime_server: RealtimeServer) -> None:
+    assert exchange(realtime_server.ws_url, message("phoenix", "heartbeat", "1")) == ([ok("phoenix", "1")], None)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +60,8 @@ def test_g01_without_parameters_it_speaks_version_1(open_server: RealtimeServer)
         ),
     ],
 )
-def test_versions(query: str, status: int, open_server: RealtimeServer) -> None:
-    assert handshake(open_server, f"{SOCKET}?{query}") == status
+def test_versions(query: str, status: int, realtime_server: RealtimeServer) -> None:
+    assert handshake(realtime_server, f"{SOCKET}?{query}") == status
 
 
 @pytest.mark.parametrize(
@@ -138,29 +132,29 @@ def test_headers(header: str, status: int, secure_server: RealtimeServer) -> Non
         *(pytest.param(path, 404, id=f"G16-{path}") for path in ("/websocket", "/socket", "/socket/longpoll")),
     ],
 )
-def test_paths(path: str, status: int, open_server: RealtimeServer) -> None:
-    assert handshake(open_server, path) == status
+def test_paths(path: str, status: int, realtime_server: RealtimeServer) -> None:
+    assert handshake(realtime_server, path) == status
     if status == 404:
-        for response in (ask(open_server, upgrade_request(path)), page(open_server, f"GET {path}")):
+        for response in (ask(realtime_server, upgrade_request(path)), page(realtime_server, f"GET {path}")):
             assert (response.status, response.body) == (404, "Not Found")
 
 
-def test_g17_without_an_upgrade_there_is_nothing_to_see(open_server: RealtimeServer) -> None:
-    response = page(open_server, f"GET {SOCKET}")
+def test_g17_without_an_upgrade_there_is_nothing_to_see(realtime_server: RealtimeServer) -> None:
+    response = page(realtime_server, f"GET {SOCKET}")
     assert (response.status, response.headers["upgrade"], response.body) == (426, "websocket", "")
-    assert page(open_server, f"POST {SOCKET}", "Content-Length: 0").status == 400
+    assert page(realtime_server, f"POST {SOCKET}", "Content-Length: 0").status == 400
 
 
-def test_g18_the_page_is_for_browsers(open_server: RealtimeServer) -> None:
-    response = page(open_server, "GET /")
+def test_g18_the_page_is_for_browsers(realtime_server: RealtimeServer) -> None:
+    response = page(realtime_server, "GET /")
     assert response.status == 200
     assert "Supabase Realtime" in response.body
-    response = page(open_server, "GET /", "Accept: application/json")
+    response = page(realtime_server, "GET /", "Accept: application/json")
     assert (response.status, response.body) == (406, '"Not Acceptable"')
 
 
-def test_g19_any_origin_may_connect(open_server: RealtimeServer) -> None:
-    assert handshake(open_server, SOCKET, "Origin: http://evil.example") == 101
+def test_g19_any_origin_may_connect(realtime_server: RealtimeServer) -> None:
+    assert handshake(realtime_server, SOCKET, "Origin: http://evil.example") == 101
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -16,15 +16,13 @@ from tests.system.server import RealtimeServer
 VERSIONS = ["0.0.4", "1.0.6"]
 
 TOPIC = "realtime:public:todos"
-JOINED = b'"topic":"%s"' % TOPIC.encode()
 HEARTBEAT_REPLY = b'{"event":"phx_reply","payload":{"response":{},"status":"ok"},"ref":null,"topic":"phoenix"}'
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RealtimeServer]:
-    with RealtimeServer() as server:
-        server.wait_for_log("replicator streaming")
-        yield server
+@pytest.fixture
+def server(realtime_server: RealtimeServer) -> RealtimeServer:
+    realtime_server.wait_for_log("replicator streaming")
+    return realtime_server
 
 
 def installed(version: str) -> PythonClient:
@@ -41,7 +39,12 @@ async def listening(
     """A client that has joined."""
     client = await asyncio.to_thread(installed, version)
     async with Line.to(server.ws_url) as line, client.listen(line.url, topic, events, count) as listener:
-        await line.says(b'"topic":"%s"' % topic.encode())
+        try:
+            await line.says(b'"ref":null,"topic":"%s"' % topic.encode())
+        except AssertionError as error:
+            await listener.stop()
+            error.add_note(f"the client said {listener.heard}")
+            raise
         yield listener, line
 
 
