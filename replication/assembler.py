@@ -34,7 +34,7 @@ class Assembler:
         self._type_names = dict(type_names)
         self._relations: dict[int, Relation | None] = {}
         # Most rows follow one of the same table: its relation need not be looked up again.
-        self._row_oid = b""
+        self._row_oid: bytes | None = None
         self._row_relation: Relation | None = None
         self._hidden = hidden
         self._max_rows, self._max_bytes = max_rows, max_bytes
@@ -65,7 +65,7 @@ class Assembler:
         kind = data[0] if data else 0
         if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714, SIM109 - twice as fast as `in`
             if (row_oid := data[1:5]) != self._row_oid:
-                self._row_relation = self._relation(pgoutput.relation_oid(data))
+                self._row_relation = self._relation(pgoutput.relation_oid(data), start_lsn)
                 self._row_oid = row_oid
             self._append(start_lsn, self._row_relation, data)
             if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
@@ -85,13 +85,13 @@ class Assembler:
                 self.end_lsn = commit.end_lsn
                 return chunk
             case pgoutput.Relation() as relation:
-                self._row_oid = b""
+                self._row_oid = None
                 self._relations[relation.oid] = self._remember(relation)
             case pgoutput.Type(oid=oid, name=name):
                 self._type_names[oid] = name
             case pgoutput.Truncate(relation_oids=oids):
                 for oid in oids:
-                    self._append(start_lsn, self._relation(oid), TRUNCATE)
+                    self._append(start_lsn, self._relation(oid, start_lsn), TRUNCATE)
             case _:
                 pass  # Origin and LogicalMessage carry nothing that is broadcast.
         return None
@@ -117,11 +117,11 @@ class Assembler:
         committed_at: datetime = self._begin.committed_at
         return Chunk(self._begin.final_lsn, committed_at, self._begin.xid, changes, size=size)
 
-    def _relation(self, oid: int) -> Relation | None:
+    def _relation(self, oid: int, lsn: int) -> Relation | None:
         try:
             return self._relations[oid]
         except KeyError:
-            raise UnknownRelation(oid, LSN(self._lsn)) from None
+            raise UnknownRelation(oid, LSN(lsn)) from None
 
     def _remember(self, relation: pgoutput.Relation) -> Relation | None:
         if relation.name in OWN_TABLES or (relation.schema, relation.name) in self._hidden:

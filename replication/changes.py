@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from operator import index
 from typing import NamedTuple
 
 import msgpack
@@ -176,7 +177,9 @@ class Envelope:
                 committed_at = pgoutput.POSTGRES_EPOCH + committed_us * _MICROSECOND
                 size = sum(map(change_size, changes))
                 chunks.append(Chunk(commit_lsn, committed_at, xid, changes, is_last, size))
-            return cls(epoch, Position(*prev), Position(*last), chunks)
+            if not isinstance(epoch, str):
+                raise TypeError("an epoch that is no text")
+            return cls(epoch, Position(*map(index, prev)), Position(*map(index, last)), chunks)
         except EnvelopeError:
             raise
         except Exception as error:  # whatever the bytes, one family of errors

@@ -61,18 +61,18 @@ class SystemIdentity:
     database: str
 
 
-def replication_conninfo(dsn: str, *, time_zone: str, server_version: int) -> str:
+def replication_conninfo(dsn: str, *, time_zone: str, server_version: int, encoding: str = "UTF8") -> str:
     """The connection string of a logical walsender on ``dsn``, with the session settings pinned.
 
     Source: https://www.postgresql.org/docs/current/protocol-logical-replication.html
     """
-    settings = {**_PINNED, "TimeZone": time_zone}
+    settings = {**_PINNED, "TimeZone": time_zone, "client_encoding": encoding}
     if server_version >= _FIRST_VERSION_WITH_SESSION_TIMEOUT:
         settings["wal_sender_timeout"] = str(_WAL_SENDER_TIMEOUT_MS)
     own = str(conninfo_to_dict(dsn).get("options") or "")
     pinned = " ".join(f"-c {name}={_escape(value)}" for name, value in settings.items())
     options = f"{own} {pinned}".strip()
-    return make_conninfo(dsn, replication="database", options=options, client_encoding="UTF8")
+    return make_conninfo(dsn, replication="database", options=options, client_encoding=encoding)
 
 
 async def with_address(dsn: str, ip_version: str | None) -> str:
@@ -91,7 +91,7 @@ async def with_address(dsn: str, ip_version: str | None) -> str:
         return dsn
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: what IDNA cannot encode
         raise ConnectionFailed(f"{host} has no {ip_version} address ({error})", host=host) from error
     return make_conninfo(dsn, hostaddr=str(found[0][4][0]))
 
@@ -107,13 +107,15 @@ class ReplicationConnection:
         self._connection = connection
         self._pgconn: pq.abc.PGconn = connection.pgconn
         self._reading: asyncio.Future[None] | None = None
+        self._end: ReplicationError | None = None
+        """Why the stream ended, while frames that came before it are still to be read."""
         self._slot_name = ""
         self._publications: Sequence[str] = ()
 
     @classmethod
-    async def connect(cls, dsn: str, *, time_zone: str = "UTC", server_version: int) -> Self:
+    async def connect(cls, dsn: str, *, time_zone: str = "UTC", server_version: int, encoding: str = "UTF8") -> Self:
         """Open the connection. Raises `ConnectionFailed`."""
-        conninfo = replication_conninfo(dsn, time_zone=time_zone, server_version=server_version)
+        conninfo = replication_conninfo(dsn, time_zone=time_zone, server_version=server_version, encoding=encoding)
         try:
             return cls(await psycopg.AsyncConnection.connect(conninfo, autocommit=True))
         except psycopg.OperationalError as error:
@@ -159,16 +161,13 @@ class ReplicationConnection:
         """Return when the server has sent something. Call it only after `read_ready` has found nothing more."""
         await self._wait(write=False)
 
-    def wake(self) -> None:
-        """Let `wait_readable` return, although nothing has come."""
-        if self._reading is not None:
-            _resolve(self._reading)
-
     def read_ready(self) -> tuple[list[bytes], bool]:
         """The frames that are here already, about `READ_LIMIT_BYTES` at most, and whether more are here.
 
         Raises `StreamEnded` (or what its SQLSTATE says) when the server has ended the stream.
         """
+        if self._end is not None:
+            raise self._end
         frames: list[bytes] = []
         size = 0
         pgconn, append = self._pgconn, frames.append
@@ -186,15 +185,16 @@ class ReplicationConnection:
                     if size >= READ_LIMIT_BYTES:
                         return frames, True
                 if length < 0:
-                    if frames:
-                        return frames, True  # the next call meets the end again
-                    raise self._ended()
+                    # libpq tells the end once: whoever asks again hears "no COPY in progress", and not why.
+                    self._end = self._ended()
+                    break
                 if size == before:
                     return frames, False
         except psycopg.OperationalError as error:
-            if frames:
-                return frames, True
-            raise StreamEnded(str(error).strip()) from error
+            self._end = StreamEnded(str(error).strip())
+        if frames:
+            return frames, True
+        raise self._end
 
     async def send(self, status: StandbyStatusUpdate) -> None:
         """Tell the server how far we are. Raises `StreamEnded`."""

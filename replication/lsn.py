@@ -49,7 +49,7 @@ class Position(NamedTuple):
         """Read what `str` printed. Raises `ValueError` for anything else."""
         commit_lsn, lsn, ordinal = text.split(".")
         position = cls(int(commit_lsn, 16), int(lsn, 16), int(ordinal))
-        if str(position) != text:
+        if str(position) != text or min(position) < 0:
             raise ValueError(f"{text!r} is no position")
         return position
 

@@ -48,9 +48,11 @@ class DjangoRecordStore:
         row = ReplicationRecord.objects.filter(name=name).first()
         if row is None:
             return None
-        return Record(
-            Epoch.parse(row.epoch), Position.parse(row.published), Position.parse(row.floor), row.xid, row.committed_at
-        )
+        try:
+            epoch, published, floor = Epoch.parse(row.epoch), Position.parse(row.published), Position.parse(row.floor)
+        except ValueError:
+            return None
+        return Record(epoch, published, floor, row.xid, row.committed_at)
 
     def _save(self, name: str, record: Record) -> None:
         close_old_connections()

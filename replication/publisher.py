@@ -64,6 +64,17 @@ class Tick:
             raise EnvelopeError(f"cannot be read as a tick ({type(error).__name__}: {error})") from error
 
 
+def stop_if_cancelled() -> None:
+    """Raise `asyncio.CancelledError` in a task that has been cancelled and goes on all the same.
+
+    What a loop awaits may finish its work and swallow the cancellation that came meanwhile (redis-py does under
+    Python 3.11, and so does asgiref's sync_to_async): the loop would never end, and whoever waits for it neither.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Publisher(Protocol):
     """Where a replicator's envelopes and ticks go."""
 
@@ -126,6 +137,7 @@ class LayerPublisher:
                 channel = await self._layer.new_channel()
                 await self._layer.group_add(PULL_GROUP, channel)
                 while True:
+                    stop_if_cancelled()
                     await self._reply(await self._layer.receive(channel), answer)
             except Exception as error:  # whatever a layer's driver raises
                 logger.warning("channel layer away", extra={"error": error})

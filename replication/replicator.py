@@ -37,7 +37,7 @@ from replication.errors import (
 from replication.lsn import LSN, Position
 from replication.pgoutput import POSTGRES_EPOCH
 from replication.progress import Progress
-from replication.publisher import Publisher, Tick
+from replication.publisher import Publisher, Tick, stop_if_cancelled
 from replication.record import Identity, Record, continue_history, contradicts, source_hash
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class Replicator:
         delay_s = BACKOFF_S[0]
         try:
             while True:
+                stop_if_cancelled()
                 try:
                     await self._connect_and_follow()
                 except SlotIsActive as error:
@@ -142,7 +143,7 @@ class Replicator:
         finally:
             self.streaming.clear()
             with suppress(Exception):
-                await self._save_record()
+                await self._save_last_record()
 
     @property
     def epoch(self) -> str:
@@ -175,7 +176,9 @@ class Replicator:
         settings = self.settings
         dsn = await with_address(settings.dsn, settings.ip_version)
         try:
-            catalogue = await psycopg.AsyncConnection.connect(dsn, autocommit=True, application_name="walcast")
+            catalogue = await psycopg.AsyncConnection.connect(
+                dsn, autocommit=True, application_name="walcast", client_encoding="UTF8"
+            )
         except psycopg.OperationalError as error:
             raise ConnectionFailed(str(error).strip()) from error
         async with catalogue:
@@ -187,7 +190,10 @@ class Replicator:
             )
             type_names = await slots.type_names(catalogue)
             connection = await ReplicationConnection.connect(
-                dsn, time_zone=settings.time_zone, server_version=preflight.facts.version_num
+                dsn,
+                time_zone=settings.time_zone,
+                server_version=preflight.facts.version_num,
+                encoding="SQL_ASCII" if catalogue.info.parameter_status("server_encoding") == "SQL_ASCII" else "UTF8",
             )
             async with connection:
                 system = await connection.identify_system()
@@ -283,6 +289,9 @@ class Replicator:
                     extra={"epoch": entered.epoch, "was": record.epoch},
                 )
             self._begin_at(entered)
+            if record is None or entered.epoch.generation != record.epoch.generation:
+                # A new slot with an old record, after a crash in between, would be a silent hole.
+                await self._store.save(self.settings.record_name, entered)
         self._record = entered
         self._progress.reconnected()
 
@@ -297,10 +306,19 @@ class Replicator:
         self._waiting_since = None
         self.streaming.set()
         chores = asyncio.create_task(self._do_chores(catalogue, connection), name="replicator chores")
-        chores.add_done_callback(lambda _: connection.wake())
+        me = asyncio.current_task()
+        assert me is not None
+
+        def interrupt(ended: asyncio.Task[None]) -> None:
+            # We may be waiting for the server or for the channel layer, and neither may ever come.
+            if not ended.cancelled():
+                me.cancel()
+
+        chores.add_done_callback(interrupt)
         try:
             more = False
             while True:
+                stop_if_cancelled()
                 if chores.done():
                     chores.result()  # they end only by an error
                 if not more:
@@ -319,7 +337,13 @@ class Replicator:
                     raise StreamEnded("the server is shutting down")
                 if more:
                     await asyncio.sleep(0)  # sockets, timers and the chores get their turn
+        except asyncio.CancelledError:
+            if chores.done() and not chores.cancelled():
+                me.uncancel()
+                chores.result()
+            raise
         finally:
+            chores.remove_done_callback(interrupt)
             chores.cancel()
             with suppress(asyncio.CancelledError, ReplicationError):
                 await chores
@@ -381,7 +405,10 @@ class Replicator:
             record = self._record
             assert record is not None
             self.changelog.evict(time.monotonic(), keep_above=record.published)
-            await self._save_record()
+            try:
+                await self._save_record()
+            except Exception as error:  # whatever a database raises: until it is back, nothing is acknowledged
+                logger.warning("record not saved", extra={"error": error})
             if self._progress.status_due(time.monotonic()):
                 await self._send_status(connection)
             await self._publisher.tick(
@@ -394,7 +421,14 @@ class Replicator:
                     self._progress.received_lsn,
                 )
             )
+            stop_if_cancelled()
             await asyncio.sleep(TICK_S)
+
+    async def _save_last_record(self) -> None:
+        """Save the record at the end, but never over that of another replicator which has come further."""
+        stored = await self._store.load(self.settings.record_name)
+        if self._record is not None and (stored is None or self._record.is_ahead_of(stored)):
+            await self._save_record()
 
     async def _save_record(self) -> None:
         """Save the record if it moved, and only then let the server forget what has left the ring."""

@@ -26,7 +26,7 @@ from replication.changes import EVENTS, Change, Chunk, Envelope, Relation, chang
 from replication.configuration import Webhook
 from replication.errors import BelowFloor, PgOutputError
 from replication.lsn import Position, position_token
-from replication.publisher import Publisher, Tick
+from replication.publisher import Publisher, Tick, stop_if_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +285,7 @@ class Endpoint:
         delay_s, longest_s = self._settings.backoff_s
         for attempt in range(1, self._settings.attempts + 1):
             answer = await self._post(client, headers, body)
+            stop_if_cancelled()
             if answer.is_taken:
                 self.delivered += 1
                 return
