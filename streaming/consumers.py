@@ -7,6 +7,8 @@ import logging
 import time
 from typing import Any, assert_never, cast
 
+from channels.consumer import get_handler_name
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from streaming.errors import InvalidFrame
@@ -53,6 +55,13 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         self._timer_is_for: float | None = None
         self.connected_at = time.time()
 
+    async def dispatch(self, message: Any) -> None:
+        """Hand the message to its handler: nothing here uses Django's database.
+
+        Channels would close old database connections before each message, in another thread.
+        """
+        await getattr(self, get_handler_name(message))(message)
+
     async def connect(self) -> None:
         """Admit the socket; its token and ``vsn`` were checked at the door (`TokenAuthMiddleware`)."""
         self.serializer = requested_serializer(self.scope["query_string"])
@@ -86,6 +95,11 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         if self._verifier is not None and (token := presented_token(message)) is not None:
             await self._verifier.prepare(token)
         self.perform(self.session.receive(message, time.time()))
+
+    async def websocket_disconnect(self, message: Any) -> None:
+        """The socket is gone; for the database see `dispatch`."""
+        await self.disconnect(message["code"])
+        raise StopConsumer
 
     async def disconnect(self, code: int) -> None:
         """The socket is gone."""

@@ -107,7 +107,7 @@ async def _url(url: str) -> str:
 
     try:
         async with (
-            httpx2.AsyncClient(timeout=None) as client,  # noqa: S113  (the whole fetch has its time limit)
+            httpx2.AsyncClient(timeout=None) as client,
             client.stream("GET", url, headers={"accept": "application/json"}) as response,
         ):
             if response.status_code != 200:
