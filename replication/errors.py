@@ -2,6 +2,7 @@
 
     ReplicationError
     ├── InvalidSlotName                 the setting is no slot name
+    ├── InvalidConfiguration            CONFIGURATION_FILE cannot be used (in `replication.configuration`)
     ├── ConnectionFailed                no connection, or it broke: try again
     ├── StreamEnded                     the walsender stopped sending: reconnect
     ├── ServerNotReady                  somebody has to change something on the server

@@ -151,13 +151,9 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         self._heard_at = time.monotonic()
         super().dataReceived(data)
 
-    def check_timeouts(self) -> None:
-        """Daphne, every two seconds: pings; and the idle timeout."""
-        silent_s = time.monotonic() - self._heard_at
-        if self.idle_timeout_s and silent_s > self.idle_timeout_s and self.state == self.STATE_OPEN:
+    def check_idle(self, now: float) -> None:  # see ShortWay
+        if self.idle_timeout_s and now - self._heard_at > self.idle_timeout_s and self.state == self.STATE_OPEN:
             self.close_with(1000, "")
-            return
-        super().check_timeouts()
 
 
 def install(*, idle_timeout_s: float | None = 60.0, pings: bool = True) -> None:

@@ -42,7 +42,7 @@ class Outlet(Protocol):
         """End the socket with a close frame."""
 
     def check(self, now: float) -> None:
-        """Close the socket if its reader has been too slow for too long. ``now`` as `time.monotonic` has it."""
+        """Close the socket if its reader is too slow or its client gone. ``now`` as `time.monotonic` has it."""
 
 
 class ShortWay(Protocol):
@@ -59,6 +59,9 @@ class ShortWay(Protocol):
 
     def close_with(self, code: int, reason: str) -> None:
         """Send a close frame, and end the connection soon, whether or not the client answers."""
+
+    def check_idle(self, now: float) -> None:
+        """End the connection if nothing has come from its client for too long. ``now`` as `time.monotonic` has it."""
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -105,6 +108,7 @@ class DirectOutlet:
                 self._way.close_with(code, reason)
 
     def check(self, now: float) -> None:  # see Outlet
+        self._way.check_idle(now)
         if self._queue and self._ending is None and now - self._moved_at > self._limits.max_wait_s:
             self._too_slow("wait")
 

@@ -367,7 +367,9 @@ async def test_an_unacknowledged_transaction_is_sent_again_after_a_restart_and_f
         await until(lambda: second.changelog.last == kept.last, "the filling of the ring")
         again = second.answer(second.epoch, before, 1 << 20)
         assert again is not None
-        assert again.encode() == kept.encode()
+        # How the changes fall into chunks, and which chunk ends a transaction, depends on how they were read.
+        assert (again.epoch, again.prev, again.last) == (kept.epoch, kept.prev, kept.last)
+        assert _stands(again) == _stands(kept)
 
 
 def _stands(envelope: Envelope) -> list[tuple[int, int, int, int, bytes]]:

@@ -46,6 +46,9 @@ class HungrySocket:
     def close_with(self, code: int, reason: str) -> None:
         self.closed = code, reason
 
+    def check_idle(self, now: float) -> None:
+        self.checked_at = now
+
     def abort(self) -> None:
         self.aborted = True
 
