@@ -142,8 +142,11 @@ class Replicator:
                 delay_s = min(delay_s * 2, BACKOFF_S[1])
         finally:
             self.streaming.clear()
-            with suppress(Exception):
-                await self._save_last_record()
+            # In a task of its own: whatever cancels this one may do so again before the record is safe.
+            saving = asyncio.create_task(self._save_last_record(), name="last record")
+            while not saving.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([saving])
 
     @property
     def epoch(self) -> str:
@@ -426,9 +429,12 @@ class Replicator:
 
     async def _save_last_record(self) -> None:
         """Save the record at the end, but never over that of another replicator which has come further."""
-        stored = await self._store.load(self.settings.record_name)
-        if self._record is not None and (stored is None or self._record.is_ahead_of(stored)):
-            await self._save_record()
+        try:
+            stored = await self._store.load(self.settings.record_name)
+            if self._record is not None and (stored is None or self._record.is_ahead_of(stored)):
+                await self._save_record()
+        except Exception as error:  # whatever a database raises: PostgreSQL sends again what is not recorded
+            logger.warning("record not saved", extra={"error": error})
 
     async def _save_record(self) -> None:
         """Save the record if it moved, and only then let the server forget what has left the ring."""
