@@ -156,6 +156,8 @@ def test_neither_half_starts_without_redis(env: dict[str, str], program: str) ->
         process.__enter__()
 
 
+# A consumer looks after old database connections before each message, and pytest-django guards these.
+@pytest.mark.django_db(transaction=True)
 async def test_an_ordinary_consumer_hears_changes_in_the_group_of_a_topic(
     env: dict[str, str], valkey: ValkeyServer
 ) -> None:
