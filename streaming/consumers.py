@@ -53,7 +53,6 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_is_for: float | None = None
-        self.connected_at = time.time()
 
     async def dispatch(self, message: Any) -> None:
         """Hand the message to its handler: nothing here uses Django's database.
