@@ -7,11 +7,11 @@ from datetime import datetime
 
 from replication import pgoutput
 from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
-from replication.errors import ProtocolViolation, UnknownRelation
-from replication.lsn import LSN
+from replication.errors import PgOutputError, ProtocolViolation, UnknownRelation
+from replication.lsn import LSN, Position
 from replication.record import OWN_TABLES
 
-_INSERT, _UPDATE, _DELETE = b"IUD"
+_INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
@@ -44,6 +44,13 @@ class Assembler:
         self._lsn, self._ordinal = 0, 0
         self.end_lsn = 0
         """Where the newest complete transaction ends; the place to go on from."""
+        self.new_relations: list[Relation] = []
+        """Announced since somebody last emptied this: the catalogue has not been asked about them."""
+
+    @property
+    def position(self) -> Position:
+        """Of the newest change of the open transaction, though it could not be read."""
+        return Position(self.open_commit_lsn or 0, self._lsn, self._ordinal)
 
     @property
     def idle(self) -> bool:
@@ -64,14 +71,27 @@ class Assembler:
         """
         kind = data[0] if data else 0
         if kind == _INSERT or kind == _UPDATE or kind == _DELETE:  # noqa: PLR1714, SIM109 - twice as fast as `in`
+            # Counted first: what cannot be read has its position, and the others keep theirs.
+            self._ordinal = self._ordinal + 1 if start_lsn == self._lsn else 0
+            self._lsn = start_lsn
             if (row_oid := data[1:5]) != self._row_oid:
                 self._row_relation = self._relation(pgoutput.relation_oid(data), start_lsn)
                 self._row_oid = row_oid
-            self._append(start_lsn, self._row_relation, data)
+            if self._row_relation is not None:
+                self._changes.append(_new_tuple(Change, (start_lsn, self._ordinal, self._row_relation, data)))
+                self._size += len(data) + CHANGE_OVERHEAD
             if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
                 return self.take()
             return None
-        match pgoutput.decode(data):
+        try:
+            message = pgoutput.decode(data)
+        except PgOutputError:
+            if kind == _RELATION:
+                # What follows belongs to a relation that we do not know; not to what it was before.
+                self._row_oid = None
+                self._relations.pop(int.from_bytes(data[1:5]), None)
+            raise
+        match message:
             case pgoutput.Begin() as begin:
                 if self._begin is not None:
                     raise ProtocolViolation("a transaction began inside another", LSN(start_lsn))
@@ -86,12 +106,14 @@ class Assembler:
                 return chunk
             case pgoutput.Relation() as relation:
                 self._row_oid = None
-                self._relations[relation.oid] = self._remember(relation)
+                remembered = self._relations[relation.oid] = self._remember(relation)
+                if remembered is not None:
+                    self.new_relations.append(remembered)
             case pgoutput.Type(oid=oid, name=name):
                 self._type_names[oid] = name
             case pgoutput.Truncate(relation_oids=oids):
                 for oid in oids:
-                    self._append(start_lsn, self._relation(oid, start_lsn), TRUNCATE)
+                    self._truncate(start_lsn, oid)
             case _:
                 pass  # Origin and LogicalMessage carry nothing that is broadcast.
         return None
@@ -104,12 +126,12 @@ class Assembler:
         self._changes, self._size = [], 0
         return chunk
 
-    def _append(self, lsn: int, relation: Relation | None, data: bytes) -> None:
+    def _truncate(self, lsn: int, oid: int) -> None:
         self._ordinal = self._ordinal + 1 if lsn == self._lsn else 0
         self._lsn = lsn
-        if relation is not None:
-            self._changes.append(_new_tuple(Change, (lsn, self._ordinal, relation, data)))
-            self._size += len(data) + CHANGE_OVERHEAD
+        if (relation := self._relation(oid, lsn)) is not None:
+            self._changes.append(Change(lsn, self._ordinal, relation, TRUNCATE))
+            self._size += len(TRUNCATE) + CHANGE_OVERHEAD
 
     def _chunk(self, changes: list[Change], size: int) -> Chunk:
         if self._begin is None:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from operator import index
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgpack
 
 from replication import pgoutput
 from replication.errors import EnvelopeError
+from replication.facts import TableFacts, unpack_table_facts
 from replication.lsn import Position
 
-ENVELOPE_VERSION = 1
+ENVELOPE_VERSION = 2
 CHANGE_OVERHEAD = 200
 """Bytes that Python adds to the data of one change in memory, roughly."""
 
@@ -26,6 +27,10 @@ TRUNCATE = b"T"
 """The data of a change that is one table of a TRUNCATE."""
 
 EVENTS = {ord("I"): "INSERT", ord("U"): "UPDATE", ord("D"): "DELETE", ord("T"): "TRUNCATE"}
+
+
+Table: TypeAlias = tuple[str, str]
+"""Schema and name."""
 
 
 class Column(NamedTuple):
@@ -40,25 +45,50 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """A table at one moment of its history. Altering the table makes another `Relation`; compared by identity."""
+    """A table at one moment of its history. Altering the table makes another `Relation`; compared by identity.
+
+    ``facts`` is what the catalogue adds (see `learn`); `None` until it has been asked.
+    """
 
     oid: int
     schema: str
     name: str
     replica_identity: str
     columns: tuple[Column, ...]
+    facts: TableFacts | None = None
+
+    def learn(self, facts: TableFacts) -> None:
+        """Take in what the catalogue says. It has to be before anybody is shown the relation: it is not told again."""
+        object.__setattr__(self, "facts", facts)
+
+    @cached_property
+    def table(self) -> Table:
+        """Its schema and name: what altering it does not change."""
+        return self.schema, self.name
+
+    @property
+    def is_secured(self) -> bool:
+        """Row security is on, or nobody knows whether it is."""
+        return self.facts is None or self.facts.row_security is not False
 
     @cached_property
     def packed(self) -> list[object]:
         """The form that travels in an envelope."""
         columns = [list(column) for column in self.columns]
-        return [self.oid, self.schema, self.name, self.replica_identity, columns]
+        return [self.oid, self.schema, self.name, self.replica_identity, columns, self.facts]
 
     @classmethod
     def unpack(cls, packed: Sequence[object]) -> Relation:
         """The reverse of `packed`."""
-        oid, schema, name, identity, columns = packed
-        return cls(oid, schema, name, identity, tuple(Column(*column) for column in columns))  # type: ignore[arg-type, attr-defined]
+        oid, schema, name, identity, columns, facts = packed
+        return cls(
+            oid,  # type: ignore[arg-type]
+            schema,  # type: ignore[arg-type]
+            name,  # type: ignore[arg-type]
+            identity,  # type: ignore[arg-type]
+            tuple(Column(*column) for column in columns),  # type: ignore[attr-defined]
+            unpack_table_facts(facts) if facts is not None else None,  # type: ignore[arg-type]
+        )
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -134,12 +164,16 @@ class Envelope:
     """A link of the chain: nothing lies between ``prev`` and the first change of ``chunks``.
 
     ``last`` is the position of the last change. ``epoch`` names the history in which the positions hold.
+
+    The answer to a pull may have no chunks, but say what is ``missing``: between ``prev`` and ``last`` were changes of
+    these tables, and of no other, that have left the ring.
     """
 
     epoch: str
     prev: Position
     last: Position
     chunks: list[Chunk]
+    missing: frozenset[Table] = frozenset()
 
     def encode(self) -> bytes:
         """The bytes for the channel layer: msgpack, each relation once, rows as PostgreSQL sent them."""
@@ -159,6 +193,7 @@ class Envelope:
             self.last,
             [relation.packed for relation in relations],
             chunks,
+            sorted(self.missing),
         )
         data: bytes = msgpack.packb(packed)
         return data
@@ -167,9 +202,10 @@ class Envelope:
     def decode(cls, data: bytes) -> Envelope:
         """The reverse of `encode`. Raises `EnvelopeError` for bytes that are no envelope of this version."""
         try:
-            version, epoch, prev, last, packed_relations, packed_chunks = msgpack.unpackb(data, use_list=False)
+            version, *fields = msgpack.unpackb(data, use_list=False)
             if version != ENVELOPE_VERSION:
                 raise EnvelopeError(f"is of version {version}, this process reads version {ENVELOPE_VERSION}")
+            epoch, prev, last, packed_relations, packed_chunks, missing = fields
             relations = [_interned(packed) for packed in packed_relations]
             chunks = []
             for commit_lsn, committed_us, xid, is_last, packed_changes in packed_chunks:
@@ -179,7 +215,8 @@ class Envelope:
                 chunks.append(Chunk(commit_lsn, committed_at, xid, changes, is_last, size))
             if not isinstance(epoch, str):
                 raise TypeError("an epoch that is no text")
-            return cls(epoch, Position(*map(index, prev)), Position(*map(index, last)), chunks)
+            tables = frozenset((str(schema), str(name)) for schema, name in missing)
+            return cls(epoch, Position(*map(index, prev)), Position(*map(index, last)), chunks, tables)
         except EnvelopeError:
             raise
         except Exception as error:  # whatever the bytes, one family of errors

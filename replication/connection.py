@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,10 +69,25 @@ def replication_conninfo(dsn: str, *, time_zone: str, server_version: int, encod
     settings = {**_PINNED, "TimeZone": time_zone, "client_encoding": encoding}
     if server_version >= _FIRST_VERSION_WITH_SESSION_TIMEOUT:
         settings["wal_sender_timeout"] = str(_WAL_SENDER_TIMEOUT_MS)
+    options = _options(dsn, settings)
+    return make_conninfo(dsn, replication="database", options=options, client_encoding=encoding)
+
+
+def session_options(dsn: str, *, time_zone: str, statement_timeout_ms: int) -> str:
+    """The ``options`` of an ordinary session that reads and prints values as the walsender prints them."""
+    return _options(dsn, {**_PINNED, "TimeZone": time_zone, "statement_timeout": str(statement_timeout_ms)})
+
+
+def _options(dsn: str, settings: Mapping[str, str]) -> str:
     own = str(conninfo_to_dict(dsn).get("options") or "")
     pinned = " ".join(f"-c {name}={_escape(value)}" for name, value in settings.items())
-    options = f"{own} {pinned}".strip()
-    return make_conninfo(dsn, replication="database", options=options, client_encoding=encoding)
+    return f"{own} {pinned}".strip()
+
+
+def parse_timeline_history(text: str) -> tuple[tuple[int, LSN], ...]:
+    """The lines of a history file: a timeline, the LSN at which it was left, and why. Comments begin with ``#``."""
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return tuple((int(timeline), LSN.parse(lsn)) for timeline, lsn, *_ in lines)
 
 
 async def with_address(dsn: str, ip_version: str | None) -> str:
@@ -111,6 +126,7 @@ class ReplicationConnection:
         """Why the stream ended, while frames that came before it are still to be read."""
         self._slot_name = ""
         self._publications: Sequence[str] = ()
+        self._pgconn.notice_handler = self._noticed
 
     @classmethod
     async def connect(cls, dsn: str, *, time_zone: str = "UTC", server_version: int, encoding: str = "UTF8") -> Self:
@@ -139,6 +155,27 @@ class ReplicationConnection:
         """Ask whose history this is."""
         row = await self._query("IDENTIFY_SYSTEM")
         return SystemIdentity(int(row["systemid"]), int(row["timeline"]), LSN.parse(row["xlogpos"]), row["dbname"])
+
+    async def timeline_history(self, timeline: int) -> tuple[tuple[int, LSN], ...]:
+        """Ask where a timeline comes from: every earlier one, and the LSN at which it was left. Nothing, if unknown.
+
+        Source: https://www.postgresql.org/docs/current/protocol-replication.html (TIMELINE_HISTORY)
+        """
+        if timeline <= 1:
+            return ()
+        try:
+            row = await self._query(f"TIMELINE_HISTORY {timeline}")
+        except SlotLost as error:  # its file is gone: 58P01, as for a WAL segment
+            logger.warning("history of the timeline unknown", extra={"timeline": timeline, "error": error.reason})
+            return ()
+        return parse_timeline_history(row["content"])
+
+    async def let_fail_over(self, slot_name: str) -> None:
+        """Let standbys keep a copy of a slot (PostgreSQL 17). Raises `SlotIsActive` while somebody reads it."""
+        self._slot_name = slot_name
+        result = await self._execute(f"ALTER_REPLICATION_SLOT {quoted(slot_name)} (FAILOVER true)")
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            raise self._error(result)
 
     async def create_temporary_slot(self, name: str) -> LSN:
         """Make a slot that lives as long as this connection; its consistent point comes back."""
@@ -178,12 +215,14 @@ class ReplicationConnection:
                 before = size
                 while True:
                     length, view = get_copy_data(1)
-                    if length <= 0:
+                    if length <= 0 or self._end is not None:
                         break
                     append(bytes(view))
                     size += length
                     if size >= READ_LIMIT_BYTES:
                         return frames, True
+                if self._end is not None:
+                    break
                 if length < 0:
                     # libpq tells the end once: whoever asks again hears "no COPY in progress", and not why.
                     self._end = self._ended()
@@ -207,6 +246,17 @@ class ReplicationConnection:
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
                 raise self._error(result) from error
             raise StreamEnded(str(error).strip()) from error
+
+    def _noticed(self, notice: pq.abc.PGresult) -> None:
+        # From 18 on, a walsender that meets changes of a time when a publication was missing leaves them out, and says
+        # so between the frames. Older ones end the stream there, and so do we: what follows does not follow.
+        severity = notice.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+        sqlstate = notice.error_field(pq.DiagnosticField.SQLSTATE)
+        reason = (notice.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+        logger.debug("notice of the server: %s", reason)
+        names_ours = any(name in reason for name in self._publications)  # the words depend on lc_messages
+        if severity == b"WARNING" and sqlstate == b"55000" and names_ours and self._end is None:
+            self._end = PublicationMissing(self._publications, self._pgconn.db.decode(), sqlstate="42704")
 
     def _ended(self) -> ReplicationError:
         result = self._pgconn.get_result()

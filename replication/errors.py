@@ -18,6 +18,8 @@
     ├── SlotIsActive                    another replicator reads it: wait
     ├── SlotLost                        its changes are gone: a new slot, and a gap to tell of
     ├── BelowFloor                      the ring no longer has what was asked for
+    ├── RecordUnavailable               the Django database does not give or take the record: try again
+    ├── RecordIsAhead                   another replicator has come further with this record
     └── WireError                       bytes, or their order, are not what they should be
         ├── CopyBothError
         ├── PgOutputError
@@ -254,6 +256,28 @@ class BelowFloor(ReplicationError):
         super().__init__(
             f"the changes after {position} cannot be replayed: those up to {floor} have left the ring; "
             "whoever asked has to read the tables again; a larger or longer ring reaches further back"
+        )
+
+
+class RecordUnavailable(ReplicationError):
+    """The Django database does not give or take the record; ``reason`` is what it said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason.strip()
+        super().__init__(
+            f"the record of what was published cannot be read or saved: {self.reason}; "
+            "without it nobody knows where to go on; bring the Django database (DJANGO_DATABASE_URL) back"
+        )
+
+
+class RecordIsAhead(ReplicationError):
+    """The stored record tells of more than the one that was to replace it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"record {name!r} already tells of more than this replicator has published, so it was left as it is: "
+            "another replicator has taken over; if none has, see that no two databases share one Django database"
         )
 
 

@@ -33,7 +33,8 @@ class Tick:
     """Where the chain stands: said once a second for ever, so that a lost last envelope is noticed.
 
     ``instance`` names the replicator process, ``started`` its start in seconds since 1970; above ``floor`` and up to
-    ``published`` everything can be pulled. ``wal_end`` is the end of the server's WAL as last heard.
+    ``published`` everything can be pulled. ``wal_end`` is the end of the server's WAL as last heard. ``ancestors`` are
+    the epochs of earlier timelines, each with the LSN at which the history left it (a standby was promoted there).
     """
 
     instance: str
@@ -42,19 +43,33 @@ class Tick:
     floor: Position
     published: Position
     wal_end: int
+    ancestors: tuple[tuple[str, int], ...] = ()
+
+    def switch_lsn(self, epoch: str) -> int | None:
+        """Where this history left that of an earlier ``epoch``; `None` if it does not descend from it."""
+        return dict(self.ancestors).get(epoch)
+
+    def holds(self, epoch: str, position: Position) -> bool:
+        """Whether a position of ``epoch`` is one of this history, too."""
+        switch_lsn = self.switch_lsn(epoch)
+        return epoch == self.epoch or (switch_lsn is not None and position <= Position(switch_lsn, 0, 0))
 
     def encode(self) -> bytes:
         """The bytes for the channel layer."""
-        data: bytes = msgpack.packb((self.instance, self.epoch, self.started, self.floor, self.published, self.wal_end))
+        data: bytes = msgpack.packb(
+            (self.instance, self.epoch, self.started, self.floor, self.published, self.wal_end, self.ancestors)
+        )
         return data
 
     @classmethod
     def decode(cls, data: bytes) -> Tick:
         """The reverse of `encode`. Raises `EnvelopeError`."""
         try:
-            instance, epoch, started, floor, published, wal_end = msgpack.unpackb(data, use_list=False)
-            tick = cls(instance, epoch, started, Position(*floor), Position(*published), wal_end)
-            texts, numbers = (instance, epoch), (started, wal_end, *tick.floor, *tick.published)
+            instance, epoch, started, floor, published, wal_end, pairs = msgpack.unpackb(data, use_list=False)
+            ancestors = tuple((older, switch_lsn) for older, switch_lsn in pairs)
+            tick = cls(instance, epoch, started, Position(*floor), Position(*published), wal_end, ancestors)
+            texts = (instance, epoch, *(older for older, _ in ancestors))
+            numbers = (started, wal_end, *tick.floor, *tick.published, *(lsn for _, lsn in ancestors))
             if not all(isinstance(text, str) for text in texts) or not all(
                 isinstance(number, int | float) for number in numbers
             ):

@@ -10,35 +10,39 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
 
-from replication import copy_both, slots
+from replication import copy_both, lookup, slots
 from replication.assembler import Assembler
 from replication.changelog import Changelog
-from replication.changes import Chunk, Envelope
+from replication.changes import Chunk, Envelope, Relation
 from replication.connection import ReplicationConnection, with_address
 from replication.copy_both import XLogData
 from replication.errors import (
-    BelowFloor,
     ConnectionFailed,
     PgOutputError,
     PublicationMissing,
+    RecordUnavailable,
     ReplicationError,
     ServerNotReady,
     SlotIsActive,
     SlotReplacedTooOften,
     StreamEnded,
     UnknownRelation,
+    UnsupportedServer,
 )
+from replication.guardian import Guardian
+from replication.history import History
 from replication.lsn import LSN, Position
 from replication.pgoutput import POSTGRES_EPOCH
 from replication.progress import Progress
-from replication.publisher import Publisher, Tick, stop_if_cancelled
-from replication.record import Identity, Record, continue_history, contradicts, source_hash
+from replication.publisher import Publisher, stop_if_cancelled
+from replication.record import Identity, Record, source_hash
+from replication.status import BudgetStatus, Meter, ReplicatorStatus, RingStatus
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +73,21 @@ class ReplicatorSettings:
     hidden_tables: frozenset[tuple[str, str]] = frozenset()
     ring_bytes: int = 64 << 20
     ring_age_s: float = 120.0
+    ring_wal_bytes: int = 256 << 20
+    """So much WAL may the server have to keep for the ring; half of ``max_lag_bytes`` if that is less."""
     exclusive: bool = False
     """With a temporary slot: wait while another replicator reads the same publications for the same hubs."""
     max_lag_bytes: int = 0
     """Over this the slot is made anew; 0 means never."""
+    slot_failover: bool = False
+    """Let standbys keep a copy of the slot (PostgreSQL 17)."""
+    heartbeat_s: float = 0.0
+    """How often a word is put into the WAL, so that there is always news; 0 means never."""
+
+    @property
+    def ring_max_wal_bytes(self) -> int:
+        """The bound of the ring in WAL."""
+        return min(self.ring_wal_bytes, self.max_lag_bytes // 2 or self.ring_wal_bytes)
 
     @property
     def record_name(self) -> str:
@@ -98,18 +113,23 @@ class Replicator:
 
     def __init__(self, settings: ReplicatorSettings, publisher: Publisher, store: RecordStore) -> None:
         self.settings, self._publisher, self._store = settings, publisher, store
-        self.changelog = Changelog(max_bytes=settings.ring_bytes, max_age_s=settings.ring_age_s)
+        self.changelog = Changelog(
+            max_bytes=settings.ring_bytes, max_age_s=settings.ring_age_s, max_wal_bytes=settings.ring_max_wal_bytes
+        )
         self.streaming = asyncio.Event()
         """Set while the slot is being read."""
+        self.meter = Meter()
+        self.guardian = Guardian(
+            publications=settings.publications, max_lag_bytes=settings.max_lag_bytes, shorten_ring=self.shorten_ring
+        )
         self._instance, self._started = secrets.token_hex(4), time.time()
-        self._record: Record | None = None
-        self._saved: Record | None = None
-        self._progress = Progress(permanent=settings.slot_name is not None)
-        self._flushed_lsn = 0
-        self._assembler: Assembler | None = None
-        self._resume_lsn = 0
-        self._ended_lsn: int | None = None
-        """The commit LSN of the newest transaction that has ended, until the publisher has been told."""
+        self._slot_name = settings.slot_name
+        self._server_version: str | None = None
+        self._history = History(self.changelog, permanent=settings.slot_name is not None)
+        self._told_epoch = ""
+        self._beat_at = float("-inf")
+        self._unlearned: list[Relation] = []
+        """Of the ring, what the catalogue has not yet been asked about; nothing is published before."""
         self._said: str | None = None
         self._replaced_at: list[float] = []
         self._moved_on = False
@@ -127,10 +147,12 @@ class Replicator:
                 try:
                     await self._connect_and_follow()
                 except SlotIsActive as error:
+                    self.meter.failed(error, time.time())
                     self._say(logging.INFO, "standing by: another replicator reads the slot", error)
                     await asyncio.sleep(STANDBY_RETRY_S)
                     continue
                 except (ReplicationError, psycopg.Error, OSError) as error:
+                    self.meter.failed(error, time.time())
                     level = logging.ERROR if isinstance(error, ServerNotReady) else logging.WARNING
                     self._say(level, "not streaming", error)
                     if isinstance(error, PublicationMissing) and self.streaming.is_set():
@@ -158,22 +180,82 @@ class Replicator:
         """The position of the newest published change (`None` before the first connection)."""
         return self._record.published if self._record else None
 
+    @property
+    def instance(self) -> str:
+        """What this replicator is called among others; a new one at each start."""
+        return self._instance
+
+    @property
+    def _done_lsn(self) -> int:
+        """Everything up to here has been published: what was received, unless some of it still waits."""
+        record = self._record
+        if record is not None and self.changelog.last > record.published:
+            return record.published.commit_lsn
+        return self._progress.received_lsn
+
+    def status(self) -> ReplicatorStatus:
+        """How it is at this moment; to be asked about once a second."""
+        now, record, guardian, meter, ring = time.monotonic(), self._record, self.guardian, self.meter, self.changelog
+        done_lsn, slot = self._done_lsn, self.guardian.slot(self._slot_name)
+        wal_end = guardian.wal_end and LSN(max(guardian.wal_end, self._progress.received_lsn))
+        rates = meter.rates(wal_end or 0, now)
+        return ReplicatorStatus(
+            instance=self._instance,
+            role=meter.role,
+            started_at=self._started,
+            epoch=self.epoch,
+            slot_name=self._slot_name,
+            temporary=self.settings.slot_name is None,
+            publications=self.settings.publications,
+            published=self.published,
+            published_at=record.committed_at if record else None,
+            server_wal_end=wal_end,
+            confirmed_flush_lsn=slot.confirmed_flush_lsn if slot else None,
+            lag_bytes=guardian.lag_bytes(done_lsn) if meter.role == "active" else None,
+            lag_s=guardian.lag_s(done_lsn) if meter.role == "active" else None,
+            progress_age_s=None if meter.progress_at is None else now - meter.progress_at,
+            ring=RingStatus(
+                floor=ring.floor,
+                last=ring.last,
+                bytes=ring.size,
+                chunks=len(ring),
+                age_s=ring.age_s(now),
+                max_bytes=ring.max_bytes,
+                max_age_s=ring.max_age_s,
+            ),
+            rates=rates,
+            changes=meter.changes,
+            transactions=meter.transactions,
+            unreadable=meter.unreadable,
+            changes_by_table=meter.by_table(),
+            connections=meter.connections,
+            slots_replaced=meter.slots_replaced,
+            error=meter.trouble,
+            budgets=[
+                BudgetStatus(
+                    budget.name,
+                    budget.limit,
+                    budget.used,
+                    budget.share,
+                    guardian.left_s(budget, rates.wal_bytes_per_s),
+                )
+                for budget in guardian.budgets(self._slot_name, done_lsn)
+            ],
+            slots=guardian.slots,
+            tables=guardian.tables,
+            server_version=self._server_version,
+        )
+
     def answer(self, epoch: str, position: Position, limit_bytes: int) -> Envelope | None:
         """What follows ``position``, about ``limit_bytes`` of it: the answer to a pull. `None` if unknown here."""
-        record = self._record
-        if record is None or epoch != self.epoch or position >= record.published:
-            return None
-        chunks: list[Chunk] = []
-        size = 0
-        try:
-            for chunk in self.changelog.since(position):
-                if chunk.first > record.published or (size and size + chunk.size > limit_bytes):
-                    break
-                chunks.append(chunk)
-                size += chunk.size
-        except BelowFloor:
-            return None
-        return Envelope(epoch, position, chunks[-1].last, chunks) if chunks else None
+        return self._history.answer(epoch, position, limit_bytes)
+
+    def shorten_ring(self, max_wal_bytes: int) -> bool:
+        """Let go of what holds back more WAL than that; whether there was any. The server hears of it within seconds.
+
+        Nothing is lost to those who are level; who has to be sent something again may find it gone.
+        """
+        return self._history.shorten(max_wal_bytes)
 
     async def _connect_and_follow(self) -> None:
         settings = self.settings
@@ -191,6 +273,7 @@ class Replicator:
                 slot_name=settings.slot_name,
                 create_publication=settings.create_publication,
             )
+            self._server_version, self.guardian.slots = preflight.facts.version, preflight.slots
             type_names = await slots.type_names(catalogue)
             connection = await ReplicationConnection.connect(
                 dsn,
@@ -206,12 +289,15 @@ class Replicator:
                     system.timeline,
                     system.wal_lsn,
                     source_hash(system.database, settings.publications),
+                    await connection.timeline_history(system.timeline),
                 )
-                await self._enter_history(identity, slot_lsn, slot_is_new=is_new)
-                self._assembler = Assembler(type_names, hidden=settings.hidden_tables)
-                await connection.start(slot_name, self._resume_lsn, settings.publications)
+                assembler = Assembler(type_names, hidden=settings.hidden_tables)
+                await self._enter_history(identity, assembler, slot_lsn, slot_is_new=is_new)
+                await connection.start(slot_name, self._history.resume_lsn, settings.publications)
+                self._slot_name = slot_name
+                self.meter.streams(time.monotonic())
                 self._say_streaming(slot_name, is_new)
-                await self._follow(catalogue, connection, self._assembler)
+                await self._follow(catalogue, connection, assembler)
 
     async def _ensure_slot(
         self,
@@ -223,14 +309,23 @@ class Replicator:
             await self._be_the_only_one(catalogue)
             name = f"walcast_{secrets.token_hex(6)}"
             return name, await connection.create_temporary_slot(name), True
+        if self.settings.slot_failover and preflight.facts.version_num < slots.HAS_FAILOVER_SLOTS:
+            raise UnsupportedServer(
+                preflight.facts.version_num,
+                "cannot keep a slot through a failover, and SLOT_FAILOVER asks for it",
+                "use 17 or newer, or set SLOT_FAILOVER=false",
+            )
         name, slot = self.settings.slot_name, preflight.slot
         if slot is not None and (reason := await self._useless_because(catalogue, slot)):
             await self._give_up_slot(catalogue, name, reason)
             slot = None
         if slot is None:
-            lsn = await slots.create_slot(catalogue, name)
+            lsn = await slots.create_slot(catalogue, name, failover=self.settings.slot_failover)
             logger.info("slot created", extra={"slot": name, "lsn": LSN(lsn)})
             return name, lsn, True
+        if self.settings.slot_failover and slot.failover is False and not slot.active:
+            await connection.let_fail_over(name)
+            logger.info("slot altered: standbys may keep a copy", extra={"slot": name})
         return name, slot.confirmed_flush_lsn or 0, False
 
     async def _be_the_only_one(self, catalogue: Catalogue) -> None:
@@ -261,7 +356,7 @@ class Replicator:
         if not limit:
             return None
         # What the ring holds back does not count: the limit is for what is not yet published.
-        record = self._record or await self._store.load(self.settings.record_name)
+        record = self._record or await self._load_record()
         recorded = record.published.commit_lsn if record else 0
         published = max(recorded, known_lsn, self._progress.received_lsn)
         lag_bytes = await slots.wal_position(catalogue) - published
@@ -274,66 +369,91 @@ class Replicator:
             raise SlotReplacedTooOften(name, reason, REPLACEMENTS)
         self._replaced_at.append(now)
         self._undecodable = 0
+        self.meter.slots_replaced += 1
         logger.error("slot dropped and made anew: changes are missing", extra={"slot": name, "reason": reason})
         await slots.drop_slot(catalogue, name)
 
-    async def _enter_history(self, identity: Identity, slot_lsn: int, *, slot_is_new: bool) -> None:
-        known, record = self._record, await self._store.load(self.settings.record_name)
-        if known is not None and (record is None or not record.is_ahead_of(known)):
-            record = known
-        elif known is not None:
-            known = None  # another replicator has published more meanwhile: its record counts, and our ring is old
-        now = int(time.time())
-        entered = continue_history(record, identity, slot_lsn=slot_lsn, slot_is_new=slot_is_new, now=now)
-        if known is None or entered.epoch.generation != known.epoch.generation:
-            if record is not None and entered.epoch.generation != record.epoch.generation:
-                logger.warning(
-                    "a new history begins: earlier positions no longer hold",
-                    extra={"epoch": entered.epoch, "was": record.epoch},
-                )
-            self._begin_at(entered)
-            if record is None or entered.epoch.generation != record.epoch.generation:
-                # A new slot with an old record, after a crash in between, would be a silent hole.
-                await self._store.save(self.settings.record_name, entered)
-        self._record = entered
-        self._progress.reconnected()
+    async def _enter_history(
+        self, identity: Identity, assembler: Assembler, slot_lsn: int, *, slot_is_new: bool
+    ) -> None:
+        history, stored = self._history, await self._load_record()
+        entry = history.enter(stored, identity, slot_lsn=slot_lsn, slot_is_new=slot_is_new, now=int(time.time()))
+        if entry.was is not None and entry.is_news:
+            facts = {"epoch": entry.record.epoch, "was": entry.was.epoch}
+            if entry.begins_anew:
+                logger.warning("a new history begins: earlier positions no longer hold", extra=facts)
+            else:
+                logger.warning("another timeline: the history goes on where a standby was promoted", extra=facts)
+        if entry.is_news:
+            # A new slot with an old record, after a crash in between, would be a silent hole.
+            await self._store_record(entry.record)
+        history.begin(entry, assembler, slot_lsn=slot_lsn)
 
-    def _begin_at(self, record: Record) -> None:
-        self.changelog.restart(record.floor)
-        self._resume_lsn = 0
-        self._ended_lsn = None
-        self._progress = Progress(permanent=self.settings.slot_name is not None)
-        self._flushed_lsn = 0
+    async def _load_record(self) -> Record | None:
+        try:
+            return await self._store.load(self.settings.record_name)
+        except Exception as error:  # whatever a database raises
+            raise RecordUnavailable(str(error)) from error
+
+    async def _store_record(self, record: Record) -> None:
+        try:
+            await self._store.save(self.settings.record_name, record)
+        except ReplicationError:
+            raise
+        except Exception as error:  # whatever a database raises
+            raise RecordUnavailable(str(error)) from error
+
+    @property
+    def _record(self) -> Record | None:
+        return self._history.record
+
+    @property
+    def _progress(self) -> Progress:
+        return self._history.progress
 
     async def _follow(self, catalogue: Catalogue, connection: ReplicationConnection, assembler: Assembler) -> None:
         self._waiting_since = None
         self.streaming.set()
-        chores = asyncio.create_task(self._do_chores(catalogue, connection), name="replicator chores")
+        assert self._slot_name is not None
+        # Side by side: a catalogue that answers slowly holds up neither ticks nor status updates.
+        chores = [
+            asyncio.create_task(self._do_chores(catalogue, connection), name="replicator chores"),
+            asyncio.create_task(
+                self.guardian.watch(catalogue, self._slot_name, lambda: self._done_lsn), name="slot guardian"
+            ),
+        ]
         me = asyncio.current_task()
         assert me is not None
 
+        interrupts, following = 0, True
+
         def interrupt(ended: asyncio.Task[None]) -> None:
             # We may be waiting for the server or for the channel layer, and neither may ever come.
-            if not ended.cancelled():
+            nonlocal interrupts
+            if following and not ended.cancelled():
+                interrupts += 1
                 me.cancel()
 
-        chores.add_done_callback(interrupt)
+        for chore in chores:
+            chore.add_done_callback(interrupt)
         try:
             more = False
             while True:
                 stop_if_cancelled()
-                if chores.done():
-                    chores.result()  # they end only by an error
+                _raise_what_ended(chores)
                 if not more:
                     self._waiting_since = time.monotonic()
                     await connection.wait_readable()
                     self._waiting_since = None
                 frames, more = connection.read_ready()
                 self._read(frames, assembler, more=more)
+                if assembler.new_relations or self._unlearned:
+                    await self._learn(catalogue, assembler)
                 await self._publish_waiting()
-                if self._ended_lsn is not None:
-                    await self._publisher.committed(self._ended_lsn)
-                    self._ended_lsn = None
+                self._history.evict(time.monotonic())
+                if (ended_lsn := self._history.ended_lsn) is not None:
+                    await self._publisher.committed(ended_lsn)
+                    self._history.ended_lsn = None
                 if self._progress.status_due(time.monotonic()):
                     await self._send_status(connection)
                 if self._progress.server_waits_for_us:
@@ -341,18 +461,23 @@ class Replicator:
                 if more:
                     await asyncio.sleep(0)  # sockets, timers and the chores get their turn
         except asyncio.CancelledError:
-            if chores.done() and not chores.cancelled():
-                me.uncancel()
-                chores.result()
+            # Whoever else cancelled us counts for more than the chores.
+            if me.cancelling() <= interrupts:
+                _raise_what_ended(chores)
             raise
         finally:
-            chores.remove_done_callback(interrupt)
-            chores.cancel()
-            with suppress(asyncio.CancelledError, ReplicationError):
-                await chores
+            following = False  # a callback that is due already comes too late
+            for _ in range(interrupts):
+                me.uncancel()
+            for chore in chores:
+                chore.cancel()
+            # Why they ended has been said, or nobody asks any more.
+            await asyncio.gather(*chores, return_exceptions=True)
 
     def _read(self, frames: list[bytes], assembler: Assembler, *, more: bool) -> None:
         progress, now = self._progress, time.monotonic()
+        if frames:
+            self.meter.progress_at = now
         for frame in frames:
             message = copy_both.parse(frame)
             if isinstance(message, XLogData):
@@ -360,44 +485,51 @@ class Replicator:
                     chunk = assembler.feed(message.start_lsn, message.data)
                 except (PgOutputError, UnknownRelation) as error:
                     # Contained: one change that cannot be read must not stop the others.
-                    logger.error("change left out", extra={"lsn": LSN(message.start_lsn), "error": error})
+                    self.meter.unreadable += 1
+                    logger.error("change left out", extra={"position": assembler.position, "error": error})
                     continue
                 if chunk is not None:
                     self._keep(chunk, now)
             else:
-                progress.heard(message, idle=assembler.idle, now=now)
+                self._agree(self._history.heard(message, now, int(time.time())))
         if frames and isinstance(message, XLogData):
             progress.received(message.start_lsn)
         if not more and (chunk := assembler.take()) is not None:
             self._keep(chunk, now)
 
-    def _keep(self, chunk: Chunk, now: float) -> None:
-        assert self._record is not None
-        if contradicts(self._record, chunk.commit_lsn, chunk.xid, chunk.committed_at):
+    def _agree(self, agrees: bool) -> None:
+        if not agrees:
             # History went back on the same timeline (a restored backup, say): what was published is not what is there.
             logger.warning("a new history begins: another transaction stands at the published position")
-            start = Position(chunk.commit_lsn, 0, 0)
-            epoch = replace(self._record.epoch, generation=max(int(time.time()), self._record.epoch.generation + 1))
-            self._record = Record(epoch, start, start)
-            self.changelog.restart(start)
-        self.changelog.append(chunk, now)
-        if chunk.is_last and self._assembler is not None:
-            self._resume_lsn = self._assembler.end_lsn
-            self._ended_lsn = chunk.commit_lsn
-            self._progress.transaction_published(self._assembler.end_lsn)
+
+    def _keep(self, chunk: Chunk, now: float) -> None:
+        self._agree(self._history.keep(chunk, now, int(time.time())))
+        self.meter.read(chunk)
+
+    async def _learn(self, catalogue: Catalogue, assembler: Assembler) -> None:
+        """Ask the catalogue about the relations that the stream has announced, before anything of them is published."""
+        self._unlearned += assembler.new_relations
+        assembler.new_relations.clear()
+        found = await lookup.table_facts(catalogue, self._unlearned)
+        for relation, facts in zip(self._unlearned, found, strict=True):
+            relation.learn(facts)
+        self._unlearned.clear()
 
     async def _publish_waiting(self) -> None:
-        record = self._record
-        assert record is not None
-        if self.changelog.last <= record.published:
-            return  # nothing new, or the ring is being filled again
-        chunks = list(self.changelog.since(record.published))
-        last = chunks[-1]
-        await self._publisher.publish(Envelope(str(record.epoch), record.published, last.last, chunks))
-        self._record = Record(record.epoch, last.last, record.floor, last.xid, last.committed_at)
+        envelope = self._history.waiting()
+        if envelope is None:
+            return
+        if envelope.epoch != self._told_epoch:
+            await self._tick()  # the hubs learn what an epoch descends from before they hear anything of it
+        await self._publisher.publish(envelope)
+        self._history.published(envelope)
         self._moved_on, self._undecodable = True, 0
-        self.changelog.evict(time.monotonic(), keep_above=last.last)
-        logger.debug("published", extra={"chunks": len(chunks), "position": last.last})
+        logger.debug("published", extra={"chunks": len(envelope.chunks), "position": envelope.last})
+
+    async def _tick(self) -> None:
+        tick = self._history.tick(self._instance, self._started)
+        await self._publisher.tick(tick)
+        self._told_epoch = tick.epoch
 
     async def _do_chores(self, catalogue: Catalogue, connection: ReplicationConnection) -> None:
         for turn in itertools.count(1):
@@ -405,27 +537,28 @@ class Replicator:
                 raise StreamEnded(reason)
             if self._waiting_since is not None and time.monotonic() - self._waiting_since > SILENCE_S:
                 raise StreamEnded(f"the server has not said a word for {SILENCE_S:g} seconds")
-            record = self._record
-            assert record is not None
-            self.changelog.evict(time.monotonic(), keep_above=record.published)
+            self._history.evict(time.monotonic())
             try:
                 await self._save_record()
             except Exception as error:  # whatever a database raises: until it is back, nothing is acknowledged
                 logger.warning("record not saved", extra={"error": error})
             if self._progress.status_due(time.monotonic()):
                 await self._send_status(connection)
-            await self._publisher.tick(
-                Tick(
-                    self._instance,
-                    str(record.epoch),
-                    self._started,
-                    self.changelog.floor,
-                    record.published,
-                    self._progress.received_lsn,
-                )
-            )
+            await self._tick()
+            await self._beat(catalogue)
             stop_if_cancelled()
             await asyncio.sleep(TICK_S)
+
+    async def _beat(self, catalogue: Catalogue) -> None:
+        if not self.settings.heartbeat_s or time.monotonic() - self._beat_at < self.settings.heartbeat_s:
+            return
+        self._beat_at = time.monotonic()
+        try:
+            await slots.emit_heartbeat(catalogue)
+        except psycopg.OperationalError:
+            raise  # the connection: all begins anew
+        except psycopg.Error as error:
+            logger.warning("no heartbeat", extra={"error": error})
 
     async def _save_last_record(self) -> None:
         """Save the record at the end, but never over that of another replicator which has come further."""
@@ -438,23 +571,14 @@ class Replicator:
 
     async def _save_record(self) -> None:
         """Save the record if it moved, and only then let the server forget what has left the ring."""
-        if self._record is None:
-            return
-        floor = self.changelog.floor
-        record = Record(self._record.epoch, self._record.published, floor, self._record.xid, self._record.committed_at)
-        flushed_lsn = self._progress.acknowledgeable(
-            oldest_kept=self.changelog.oldest_commit_lsn,
-            open_commit_lsn=self._assembler.open_commit_lsn if self._assembler else None,
-            unpublished=self.changelog.last > record.published,
-        )
-        if record != self._saved:
+        now = time.monotonic()
+        if (record := self._history.due_record(now)) is not None:
             await self._store.save(self.settings.record_name, record)
-            self._saved = record
-        self._flushed_lsn = flushed_lsn
+            self._history.recorded(record, now)
 
     async def _send_status(self, connection: ReplicationConnection) -> None:
         sent_at = (datetime.now(UTC) - POSTGRES_EPOCH) // _MICROSECOND
-        await connection.send(self._progress.status(self._flushed_lsn, time.monotonic(), sent_at))
+        await connection.send(self._progress.status(self._history.flushed_lsn, time.monotonic(), sent_at))
 
     def _say(self, level: int, what: str, error: Exception) -> None:
         # The same trouble is said once, however often it is met.
@@ -469,6 +593,12 @@ class Replicator:
         logger.info("streaming", extra=facts)
         if temporary and is_new:
             logger.info("the slot is temporary: what is committed while nobody reads is lost; set SLOT_NAME to keep it")
+
+
+def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:
+    for chore in chores:
+        if chore.done() and not chore.cancelled():
+            chore.result()  # they end only by an error
 
 
 _MICROSECOND = POSTGRES_EPOCH.resolution

@@ -45,21 +45,28 @@ class Follower:
 
     async def _take(self, message: dict[str, Any]) -> None:
         now = time.monotonic()
+        tick = None
         try:
             if message.get("type") == ENVELOPE:
                 steps = self._chain.offer(Envelope.decode(message["data"]), now)
             elif message.get("type") == TICK:
-                steps = self._chain.settle(Tick.decode(message["data"]), now)
+                tick = Tick.decode(message["data"])
+                steps = self._chain.settle(tick, now)
             else:
                 return  # not ours: the group is named after a topic, and others may send to it
         except (EnvelopeError, KeyError) as error:
             logger.error("unreadable link of the chain", extra={"error": error})
             return
+        self._hub.silent_up_to = self._chain.silent_up_to
         for step in steps:
             await self._perform(step, now)
+        self._hub.epoch, self._hub.have = self._chain.epoch, self._chain.have
         if self._chain.level:
             self._pulled = None
             self.ready.set()
+            self._hub.ready.set()
+        if tick is not None and tick is self._chain.tick:
+            self._hub.heard(tick)
 
     async def _perform(self, step: Step, now: float) -> None:
         hub, chain = self._hub, self._chain
@@ -67,9 +74,9 @@ class Follower:
         match step:
             case Deliver(chunks=chunks):
                 hub.deliver(chunks)
-            case Gap(have=have, floor=floor):
+            case Gap(have=have, floor=floor, relations=relations):
                 logger.error("changes are missing", extra={"have": have, "floor": floor, "epoch": chain.epoch})
-                hub.tell_gap()
+                hub.tell_gap(relations)
             case Pull(epoch=epoch, have=have) as pull:
                 if self._pulled is not None and self._pulled[0] == pull and now - self._pulled[1] < REPEAT_PULL_S:
                     return  # asked just now

@@ -17,8 +17,10 @@ class LocalPublisher:
         self._hub = hub
 
     async def publish(self, envelope: Envelope) -> None:
-        """Deliver the envelope to this process's sockets."""
+        """Deliver the envelope to this process's sockets; returns when they can take more."""
         self._hub.receive(envelope)
+        if self._hub.pace.is_full:
+            await self._hub.pace.room()
 
     async def committed(self, commit_lsn: int) -> None:
         """The hub takes changes as they come."""

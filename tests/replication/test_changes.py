@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,6 +67,7 @@ _envelopes = st.builds(
     st.builds(Position, _lsns, _lsns, st.integers(0, 2**32)),
     st.builds(Position, _lsns, _lsns, st.integers(0, 2**32)),
     st.lists(_chunks(), max_size=3),
+    st.frozensets(st.tuples(st.text(max_size=5), st.text(max_size=5)), max_size=3),
 )
 
 
@@ -76,6 +77,7 @@ def _plain(envelope: Envelope) -> Any:
         envelope.epoch,
         envelope.prev,
         envelope.last,
+        envelope.missing,
         [
             (
                 *(chunk.commit_lsn, chunk.committed_at, chunk.xid, chunk.is_last, chunk.size),
@@ -146,7 +148,18 @@ def test_times_keep_their_microseconds_on_both_sides_of_the_epoch() -> None:
 
 def test_every_tick_comes_back() -> None:
     tick = Tick("1a2b3c4d", "1a-1-2b-cafe", 1780000000.25, Position(1, 2, 3), Position(4, 5, 6), 2**64 - 1)
+    promoted = replace(tick, epoch="1a-2-2b-cafe", ancestors=(("1a-1-2b-cafe", 2**64 - 1), ("", 0)))
     assert Tick.decode(tick.encode()) == tick
+    assert Tick.decode(promoted.encode()) == promoted
+
+
+def test_positions_of_an_earlier_timeline_hold_up_to_the_promotion() -> None:
+    tick = Tick("1", "third", 0.0, BEGINNING, BEGINNING, 0, (("first", 100), ("second", 200)))
+    assert tick.holds("third", Position(999, 0, 0))
+    assert tick.holds("first", Position(99, 98, 5))
+    assert not tick.holds("first", Position(100, 1, 0))
+    assert tick.holds("second", Position(150, 1, 0))
+    assert not tick.holds("other", BEGINNING)
 
 
 # What is no envelope
@@ -192,7 +205,7 @@ def test_an_envelope_that_is_cut_short_or_goes_on_is_refused(envelope: Envelope)
 def test_an_envelope_of_another_version_is_named_as_one() -> None:
     fields = list(msgpack.unpackb(_envelope(_chunk((1, 0))).encode()))
     fields[0] += 1
-    with pytest.raises(EnvelopeError, match="version 2, this process reads version 1"):
+    with pytest.raises(EnvelopeError, match="version 3, this process reads version 2"):
         Envelope.decode(msgpack.packb(fields))
 
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from replication.errors import RecordIsAhead
 from replication.lsn import Position
 from replication.models import DjangoRecordStore, ReplicationRecord
-from replication.record import Epoch, Identity, Record, continue_history, contradicts, source_hash
+from replication.record import Epoch, Identity, Record, Reunion, continue_history, contradicts, source_hash
 
 _AT = datetime(2026, 11, 24, 16, 3, 1, 529232, tzinfo=UTC)
 _EPOCH = Epoch(0x6B05E049B0871E00, 1, 1_700_000_000, "3b312a46")
-_RECORD = Record(_EPOCH, Position(500, 490, 2), Position(400, 390, 0), 745, _AT)
+_RECORD = Record(_EPOCH, Position(500, 490, 2), Position(400, 390, 0), 745, _AT, 460)
 _SAME = Identity(_EPOCH.system_id, 1, 1000, "3b312a46")
 _NOW = 1_800_000_000
 
@@ -56,7 +57,8 @@ def test_the_same_history_goes_on_as_recorded() -> None:
 
 def test_without_a_record_a_history_begins_at_the_slot() -> None:
     record = _continued(None)
-    assert record == Record(replace(_EPOCH, generation=_NOW), Position(450, 0, 0), Position(450, 0, 0))
+    start = Position(450, 0, 0)
+    assert record == Record(replace(_EPOCH, generation=_NOW), start, start, acknowledged_lsn=450)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +87,41 @@ def test_a_server_that_ends_where_we_published_has_not_gone_back() -> None:
     assert _continued(_RECORD, replace(_SAME, wal_lsn=500)) == _RECORD
 
 
-def test_a_promoted_standby_is_another_timeline_of_the_same_generation() -> None:
-    record = _continued(_RECORD, replace(_SAME, timeline=2))
-    assert record == replace(_RECORD, epoch=replace(_EPOCH, timeline=2))
+def _promoted(switch_lsn: int, timeline: int = 2) -> Identity:
+    return replace(_SAME, timeline=timeline, wal_lsn=switch_lsn + 50, switches=((1, switch_lsn),))
+
+
+def test_a_promoted_standby_that_has_all_of_it_goes_on_as_recorded() -> None:
+    assert _continued(_RECORD, _promoted(501)) == replace(_RECORD, epoch=replace(_EPOCH, timeline=2))
+
+
+def test_a_promoted_standby_that_lacks_the_end_goes_on_where_it_was_promoted() -> None:
+    record, switch = _continued(_RECORD, _promoted(480)), Position(480, 0, 0)
+    assert record == Record(replace(_EPOCH, timeline=2), switch, _RECORD.floor, acknowledged_lsn=460)
+
+
+def test_the_floor_is_not_above_the_promotion() -> None:
+    record = continue_history(_RECORD, _promoted(300), slot_lsn=250, slot_is_new=False, now=_NOW)
+    assert record.published == record.floor == Position(300, 0, 0)
+    assert record.acknowledged_lsn == 300
+
+
+def test_a_timeline_of_unknown_descent_is_another_generation() -> None:
+    for identity in (replace(_SAME, timeline=2), replace(_promoted(501, 3), switches=((2, 501),))):
+        assert _continued(_RECORD, identity).epoch == Epoch(_EPOCH.system_id, identity.timeline, _NOW, "3b312a46")
+
+
+def test_a_slot_that_stands_further_than_was_acknowledged_is_another_generation() -> None:
+    record = continue_history(_RECORD, _SAME, slot_lsn=461, slot_is_new=False, now=_NOW)
+    assert record.epoch.generation == _NOW
+    assert record.published == record.floor == Position(461, 0, 0)
+
+
+def test_a_record_of_a_later_timeline_or_generation_is_ahead_whatever_it_has_published() -> None:
+    later = replace(_RECORD, published=Position(480, 0, 0), epoch=replace(_EPOCH, timeline=2))
+    assert later.is_ahead_of(_RECORD)
+    assert not _RECORD.is_ahead_of(later)
+    assert replace(later, epoch=replace(_EPOCH, generation=_NOW)).is_ahead_of(later)
 
 
 # Contradictions
@@ -111,6 +145,23 @@ def test_a_record_that_knows_no_transaction_is_not_contradicted() -> None:
     assert not contradicts(replace(_RECORD, xid=0, committed_at=None), 500, 1, _AT)
 
 
+def test_the_recorded_transaction_met_again_is_no_contradiction() -> None:
+    reunion = Reunion(_RECORD, 450)
+    assert not reunion.contradicted_by(460, 7, _AT)
+    assert not reunion.contradicted_by(500, 745, _AT)
+    assert not reunion.contradicted_by(510, 746, _AT)
+
+
+def test_another_transaction_or_none_where_the_recorded_one_was_is_a_contradiction() -> None:
+    assert Reunion(_RECORD, 450).contradicted_by(500, 746, _AT)
+    assert Reunion(_RECORD, 500).contradicted_by(510, 746, _AT)
+
+
+def test_where_the_recorded_transaction_is_not_sent_again_nothing_is_a_contradiction() -> None:
+    assert not Reunion(_RECORD, 501).contradicted_by(510, 746, _AT)
+    assert not Reunion(replace(_RECORD, committed_at=None), 450).contradicted_by(510, 746, _AT)
+
+
 # In the Django database
 
 
@@ -123,6 +174,9 @@ async def test_a_record_survives_in_the_django_database() -> None:
     later = replace(_RECORD, published=Position(2**64 - 1, 2**64 - 1, 10**9), committed_at=None)
     await store.save("slot", later)
     await store.save("other", _RECORD)
+    assert await store.load("slot") == later
+    with pytest.raises(RecordIsAhead):
+        await store.save("slot", _RECORD)
     assert await store.load("slot") == later
     assert await ReplicationRecord.objects.acount() == 2
 

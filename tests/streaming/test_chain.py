@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from replication.changelog import Changelog
 from replication.changes import Change, Chunk, Envelope, Relation, change_size
+from replication.errors import BelowFloor
 from replication.lsn import Position
 from replication.publisher import Tick
-from streaming.chain import Chain, Deliver, Gap, Pull, Step
+from streaming.chain import OUTDATED_S, Chain, Deliver, Gap, Pull, Step
 
 ITEMS = Relation(1, "public", "items", "d", ())
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -101,6 +103,64 @@ def test_before_the_first_tick_nothing_is_taken_and_the_past_is_logged_in_silenc
     assert numbers(chain.offer(envelope(0, 3), 0.0)) == []
     assert [c.xid for c in chain.log.since(START)] == [0, 1, 2, 3]
     assert numbers(chain.offer(envelope(4, 4), 0.0)) == [4]
+
+
+TABLES = frozenset({("public", "items")})
+
+
+def test_what_the_ring_has_buried_is_a_gap_for_those_who_read_its_tables(chain: Chain) -> None:
+    chain.offer(envelope(0, 0), 0.0)
+    assert chain.settle(tick(5), 0.0) == [Pull("one", position(0))]
+    answer = Envelope("one", position(0), position(3), [], TABLES)
+    assert chain.offer(answer, 0.0) == [Gap(position(0), position(3), TABLES), Pull("one", position(3))]
+    assert numbers(chain.offer(envelope(4, 5), 0.0)) == [4, 5]
+    with pytest.raises(BelowFloor):
+        chain.log.since(position(0))
+    assert list(chain.log.since(START, needs=lambda table: table not in TABLES))
+
+
+def test_what_was_buried_before_our_start_is_a_gap_for_nobody() -> None:
+    chain = Chain(Changelog())
+    chain.settle(tick(3), 0.0)
+    assert chain.offer(Envelope("one", START, position(3), [], TABLES), 0.0) == []
+    assert chain.level
+
+
+def test_an_answer_with_nothing_in_it_says_that_nothing_lies_between(chain: Chain) -> None:
+    chain.settle(tick(3), 0.0)
+    assert chain.offer(Envelope("one", START, position(3), []), 0.0) == []
+    assert chain.level
+
+
+def promoted(switch_lsn: int, published: int = -1, *, floor: int = -1) -> Tick:
+    return replace(tick(published, floor=floor, epoch="two"), ancestors=(("one", switch_lsn),))
+
+
+def test_past_a_promotion_a_hub_that_has_nothing_above_it_goes_on(chain: Chain) -> None:
+    chain.offer(envelope(0, 2), 0.0)
+    assert chain.settle(promoted(position(2).commit_lsn + 1, 3), 0.0) == [Pull("two", position(2))]
+    assert numbers(chain.offer(envelope(3, 3, epoch="two"), 0.0)) == [3]
+    assert [c.xid for c in chain.log.since(START)] == [0, 1, 2, 3]
+    assert chain.holds("one", position(2))
+    assert not chain.holds("one", position(3))
+
+
+def test_past_a_promotion_what_never_was_is_a_gap_and_the_rest_stays(chain: Chain) -> None:
+    chain.offer(envelope(0, 3), 0.0)
+    switch = Position(position(2).commit_lsn, 0, 0)
+    assert chain.settle(promoted(switch.commit_lsn, 1), 0.0) == [Gap(position(3), switch)]
+    assert [c.xid for c in chain.log.since(START)] == [0, 1]
+    assert numbers(chain.offer(envelope(2, 2, epoch="two"), 0.0)) == [2]
+
+
+def test_an_epoch_that_is_over_is_not_believed_for_a_while(chain: Chain) -> None:
+    old, new = "1a-1-10-cafe", "1a-1-11-cafe"
+    chain.settle(tick(0, epoch=old), 0.0)
+    chain.settle(tick(-1, epoch=new), 1.0)
+    assert chain.settle(tick(5, epoch=old), 2.0) == []
+    assert chain.epoch == new
+    assert any(isinstance(step, Gap) for step in chain.settle(tick(5, epoch=old), 1.0 + OUTDATED_S + 1))
+    assert chain.epoch == old
 
 
 @pytest.mark.parametrize("seed", range(300))

@@ -28,10 +28,16 @@ def replicator(env: Mapping[str, str]) -> ManagedProcess:
 
 
 class DaphneProcess(ManagedProcess):
-    """``daphne realtime_project.asgi:application`` on a free port."""
+    """``daphne realtime_project.asgi:application`` on a free port, or on one that it may share."""
 
-    def __init__(self, env: Mapping[str, str], application: str = "realtime_project.asgi:application") -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        application: str = "realtime_project.asgi:application",
+        *,
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
         endpoint = f"tcp:port={self.port}:interface=127.0.0.1:backlog=4096"
         daphne = Path(sys.executable).with_name("daphne")
         super().__init__([daphne, "-e", endpoint, application], env, lambda _: http_status(self.port) == 200)
