@@ -17,6 +17,7 @@ from streaming.phoenix import (
     Message,
 )
 from streaming.session import Close, Effect, Refused, Send, Session, Subscribe, Unsubscribe, presented_token
+from streaming.subscriptions import Subscription
 from streaming.tokens import TokenVerifier, sign
 
 TODOS = "realtime:public:todos"
@@ -61,14 +62,17 @@ def test_a_heartbeat_is_answered_with_its_ref_and_no_join_ref(ref: Json) -> None
 
 def test_a_join_subscribes_before_it_is_answered() -> None:
     session = Session()
-    assert session.receive(Message("1", "1", TODOS, PHX_JOIN, {}), NOW) == [Subscribe(TODOS), ok("1", "1", TODOS)]
+    assert session.receive(Message("1", "1", TODOS, PHX_JOIN, {}), NOW) == [
+        Subscribe(Subscription(TODOS)),
+        ok("1", "1", TODOS),
+    ]
     assert session.topics == (TODOS,)
 
 
 @pytest.mark.parametrize("topic", ["realtime:", "realtime:*", "realtime:bad topic !@# ünï", "realtime:t:id=gt.5"])
 @pytest.mark.parametrize("payload", [None, [1], "str", {}, {"user_token": "x"}, {"config": None}, {"config": "x"}])
 def test_any_realtime_topic_can_be_joined_whatever_the_payload(topic: str, payload: Json) -> None:
-    assert join(Session(), topic, payload=payload) == [Subscribe(topic), ok("1", "1", topic)]
+    assert join(Session(), topic, payload=payload) == [Subscribe(Subscription(topic)), ok("1", "1", topic)]
 
 
 @pytest.mark.parametrize("topic", ["room:1", "realtime", "REALTIME:x", " realtime:*", "", "phoenix", 5, None, [], {}])
@@ -103,7 +107,10 @@ def test_a_leave_unsubscribes_is_answered_and_closes() -> None:
 
 def test_a_leave_after_a_join_without_join_ref_closes_with_null_refs() -> None:
     session = Session()
-    assert session.receive(Message(None, "1", TODOS, PHX_JOIN, {}), NOW) == [Subscribe(TODOS), ok(None, "1", TODOS)]
+    assert session.receive(Message(None, "1", TODOS, PHX_JOIN, {}), NOW) == [
+        Subscribe(Subscription(TODOS)),
+        ok(None, "1", TODOS),
+    ]
     assert session.receive(Message(None, "3", TODOS, PHX_LEAVE, {}), NOW) == [
         Unsubscribe(TODOS),
         ok("1", "3", TODOS),
@@ -120,7 +127,7 @@ def test_a_topic_that_was_left_can_be_joined_again() -> None:
     session = Session()
     join(session)
     session.receive(Message("1", "2", TODOS, PHX_LEAVE, {}), NOW)
-    assert join(session, join_ref="3") == [Subscribe(TODOS), ok("3", "3", TODOS)]
+    assert join(session, join_ref="3") == [Subscribe(Subscription(TODOS)), ok("3", "3", TODOS)]
 
 
 @pytest.mark.parametrize("event", ["foo", HEARTBEAT, ACCESS_TOKEN, PHX_CLOSE, None, []])
@@ -141,17 +148,18 @@ def test_an_unknown_event_never_costs_the_subscription(event: Json, payload: Jso
     assert session.topics == (TODOS,)
 
 
-def test_a_join_with_a_config_is_refused_and_not_let_in() -> None:
+def test_a_private_join_is_refused_and_not_let_in() -> None:
     session = Session()
     effects = join(session, payload={"config": {"private": True}})
-    assert effects == [refused("1", "1", TODOS, "ConfigNotSupported: Channels with a config are not supported")]
+    reason = "Unauthorized: You do not have permissions to read from this Channel topic: public:todos"
+    assert effects == [refused("1", "1", TODOS, reason)]
     assert session.topics == ()
 
 
 def test_a_refused_join_leaves_an_earlier_one_alone() -> None:
     session = Session()
     join(session)
-    assert reason_of(join(session, join_ref="2", payload={"config": {}})).startswith("ConfigNotSupported")
+    assert reason_of(join(session, join_ref="2", payload={"config": {"private": True}})).startswith("Unauthorized")
     assert session.topics == (TODOS,)
 
 
@@ -164,13 +172,13 @@ def test_a_socket_may_join_so_many_topics_and_no_more() -> None:
     ]
     assert join(session, "realtime:a", "5") == [ok("5", "5", "realtime:a")]
     session.receive(Message("5", "6", "realtime:a", PHX_LEAVE, {}), NOW)
-    assert Subscribe("realtime:c") in join(session, "realtime:c")
+    assert Subscribe(Subscription("realtime:c")) in join(session, "realtime:c")
     assert session.topics == ("realtime:b", "realtime:c")
 
 
 def test_a_topic_may_be_so_long_and_no_longer() -> None:
     session = Session(max_topic_length=10)
-    assert Subscribe("realtime:a") in join(session, "realtime:a")
+    assert Subscribe(Subscription("realtime:a")) in join(session, "realtime:a")
     assert reason_of(join(session, "realtime:ab")).startswith("TopicTooLong")
 
 
@@ -190,7 +198,7 @@ def test_a_failed_topic_hears_an_error_and_can_be_joined_again() -> None:
     join(session)
     assert session.fail(TODOS) == [Unsubscribe(TODOS), Send(Message("1", "1", TODOS, PHX_ERROR, {}))]
     assert session.fail(TODOS) == []
-    assert Subscribe(TODOS) in join(session)
+    assert Subscribe(Subscription(TODOS)) in join(session)
 
 
 def test_at_the_end_every_joined_topic_hears_an_error() -> None:
@@ -230,7 +238,7 @@ def error(topic: str = TODOS, join_ref: Json = "1") -> list[Effect]:
 
 def test_a_join_without_a_token_has_that_of_the_socket() -> None:
     session = secured(60)
-    assert join(session, payload={}) == [Subscribe(TODOS), ok("1", "1", TODOS)]
+    assert join(session, payload={}) == [Subscribe(Subscription(TODOS)), ok("1", "1", TODOS)]
     assert session.next_expiry == NOW + 60
 
 
@@ -259,7 +267,7 @@ def test_a_join_with_a_bad_token_is_refused_with_a_reason_and_is_in_the_log(text
         refused("1", "1", TODOS, f"error occurred when joining {TODOS}: {code}"),
     ]
     assert session.topics == ()
-    assert join(session, payload={}) == [Subscribe(TODOS), ok("1", "1", TODOS)]
+    assert join(session, payload={}) == [Subscribe(Subscription(TODOS)), ok("1", "1", TODOS)]
 
 
 def test_a_refused_token_in_a_second_join_leaves_the_first_alone() -> None:
@@ -272,7 +280,7 @@ def test_a_refused_token_in_a_second_join_leaves_the_first_alone() -> None:
 @pytest.mark.parametrize("payload", [None, [], "x", {"user_token": None}, {"user_token": 5}, {"user_token": "sb_x"}])
 def test_what_is_no_token_in_a_join_leaves_that_of_the_socket(payload: Json) -> None:
     session = secured(60)
-    assert Subscribe(TODOS) in join(session, payload=payload)
+    assert Subscribe(Subscription(TODOS)) in join(session, payload=payload)
     assert session.next_expiry == NOW + 60
 
 
@@ -311,7 +319,7 @@ def test_a_bad_new_token_ends_its_channel_and_no_other(text: str, code: str) -> 
     assert renew(session, text) == [Refused(ACCESS_TOKEN, code), *error()]
     assert session.topics == ("realtime:other",)
     assert renew(session, token()) == [unmatched("9", TODOS)]
-    assert Subscribe(TODOS) in join(session)
+    assert Subscribe(Subscription(TODOS)) in join(session)
 
 
 @pytest.mark.parametrize("payload", [None, [], b"\x00", {}, {"access_token": None}, {"access_token": 5}, "x"])
@@ -337,7 +345,7 @@ def test_channels_end_at_the_moment_of_their_token_and_not_before() -> None:
     assert session.expire(NOW + 60) == [Refused("expiry", "token_expired", 1), *error()]
     assert (session.topics, session.next_expiry) == ((), None)
     assert reason_of([join(session, now=NOW + 60)[-1]]).endswith("token_expired")
-    assert Subscribe(TODOS) in join(session, payload={"user_token": token(600)}, now=NOW + 60)
+    assert Subscribe(Subscription(TODOS)) in join(session, payload={"user_token": token(600)}, now=NOW + 60)
 
 
 def test_the_leeway_lets_channels_live_on() -> None:
@@ -368,7 +376,7 @@ def test_expiry_can_be_switched_off() -> None:
     join(session)
     assert session.next_expiry is None
     assert session.expire(NOW + 60) == []
-    assert Subscribe("realtime:later") in join(session, "realtime:later", now=NOW + 61)
+    assert Subscribe(Subscription("realtime:later")) in join(session, "realtime:later", now=NOW + 61)
     assert renew(session, "garbage")[0] == Refused(ACCESS_TOKEN, "token_malformed")
 
 
@@ -380,7 +388,7 @@ def test_a_secured_session_without_any_token_joins_nothing() -> None:
 
 def test_where_channels_are_open_tokens_are_not_looked_at() -> None:
     session = Session()
-    assert Subscribe(TODOS) in join(session, payload={"user_token": "garbage"})
+    assert Subscribe(Subscription(TODOS)) in join(session, payload={"user_token": "garbage"})
     assert renew(session, "garbage") == []
     assert session.next_expiry is None
 
