@@ -29,15 +29,22 @@ def has_column_topic(text: str) -> bool:
 class Plan:
     """For one relation and event, what there is to look at: wide topics and filtered columns, in publish order.
 
-    ``shared`` is what the payloads of the relation have in common.
+    ``shared`` is what the payloads of the relation have in common. ``is_secured``: not everybody may hear of it.
     """
 
-    __slots__ = ("columns", "event", "shared", "topics", "watched")
+    __slots__ = ("columns", "event", "is_secured", "shared", "topics", "watched")
 
     def __init__(
-        self, event: str, shared: LegacyRelation, topics: Sequence[str], columns: Sequence[tuple[int, str]]
+        self,
+        event: str,
+        shared: LegacyRelation,
+        topics: Sequence[str],
+        columns: Sequence[tuple[int, str]],
+        *,
+        is_secured: bool = False,
     ) -> None:
         self.event = event
+        self.is_secured = is_secured
         self.shared = shared
         self.topics = topics
         self.columns = columns
@@ -108,6 +115,7 @@ class TopicIndex:
             legacy_relation(relation),
             [topic for topic, is_broadcast in wide if is_broadcast and topic in self._topics],
             [(index, f"{head}=eq.") for index, head in columns if head in self._heads],
+            is_secured=relation.is_secured,
         )
 
 
@@ -117,5 +125,15 @@ def topics_of_row(plan: Plan, texts: Sequence[Text], joined: Collection[str]) ->
     for index, head in plan.columns:
         text = texts[index]
         if isinstance(text, str) and (topic := head + text) in joined and has_column_topic(text):
+            topics.append(topic)
+    return topics
+
+
+def topics_of_plain_row(plan: Plan, values: Sequence[bytes], joined: Collection[str]) -> list[str]:
+    """The same for values of ASCII as bytes, behind an empty first one (`LegacyRelation.plain_payload`)."""
+    topics = []
+    for index, head in plan.columns:
+        value = values[index + 1]
+        if len(value) < LONGEST_VALUE and (topic := head + value.decode("ascii")) in joined:
             topics.append(topic)
     return topics

@@ -10,15 +10,24 @@ from functools import lru_cache
 import orjson
 
 from replication.changes import Change, Relation
-from replication.pgoutput import Row, Text
+from replication.pgoutput import Row, Text, plain_values
 
 
 def legacy_commit_timestamp(committed_at: datetime) -> str:
     """``2019-07-18T17:02:35Z``: whole seconds, the fraction cut off, as the legacy protocol has it."""
+    return _to_the_second(committed_at.replace(microsecond=0))
+
+
+@lru_cache(maxsize=16)
+def _to_the_second(committed_at: datetime) -> str:
     return committed_at.strftime("%Y-%m-%dT%H:%M:%SZ") if committed_at.year >= 1000 else committed_at.isoformat()
 
 
-_INSERT = ord("I")
+_INSERT, _UPDATE = b"IU"
+
+NOT_PLAIN = bytes(byte for byte in range(256) if byte < 0x20 or byte > 0x7E or byte in b'"\\')
+"""What a JSON string cannot hold as it is, and what is not ASCII: a text without any of these is its own JSON."""
+
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)([+-]\d\d(?::\d\d)?)?(?::\d\d)?", re.ASCII)
 
 
@@ -60,6 +69,10 @@ class LegacyRelation:
         ]
         self._columns = b'{"columns":' + orjson.dumps(columns) + b","
         self._stamp, self._head, self._record_head = "", b"", b""
+        # Of a row of plain texts: what stands before each value, with a place before it and a place behind it.
+        self._plain: dict[int, list[bytes]] = {}
+        self._plain_size = len(self.names) + 1
+        self._between = [b'","' + orjson.dumps(name)[1:-1] + b'":"' for name in self.names]
         schema, table = orjson.dumps(relation.schema), orjson.dumps(relation.name)
         self._tails = {
             event: b',"schema":' + schema + b',"table":' + table + b',"type":"' + event.encode() + b'"}'
@@ -85,9 +98,7 @@ class LegacyRelation:
     def payload(self, row: Row, commit_timestamp: str) -> tuple[bytes, list[Text]]:
         """The payload of a row change, and the values that column topics look at."""
         if commit_timestamp != self._stamp:
-            self._stamp = commit_timestamp
-            self._head = self._columns + b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'
-            self._record_head = self._head + b',"record":'
+            self._set_stamp(commit_timestamp)
         kind, new, old, old_kind = row
         if new is None:
             assert old is not None
@@ -104,6 +115,41 @@ class LegacyRelation:
             self._head + b',"old_record":' + shown_old + b',"record":' + record + self._tails["UPDATE"],
             new,
         )
+
+
+    def _set_stamp(self, commit_timestamp: str) -> None:
+        self._stamp = commit_timestamp
+        self._head = self._columns + b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'
+        self._record_head = self._head + b',"record":'
+        if self.names:
+            for kind, head in ((_INSERT, self._record_head), (_UPDATE, self._head + b',"old_record":{},"record":')):
+                parts = [b""] * (2 * self._plain_size)
+                parts[1:-1:2] = [head + b"{" + self._between[0][2:], *self._between[1:]]
+                parts[-1] = b'"}' + self._tails["INSERT" if kind == _INSERT else "UPDATE"]
+                self._plain[kind] = parts
+
+    def plain_payload(self, data: bytes, commit_timestamp: str) -> tuple[bytes, list[bytes]] | None:
+        """What `payload` gives for an INSERT or UPDATE of plain texts, in a third of the time; `None` for other rows.
+
+        ``data`` is the pgoutput message. Most rows are such: every value a short text of ASCII without quotes, and of
+        the old row nothing was sent. JSON has these as they are, so the payload is put together without reading it. The
+        values are bytes here, behind an empty first one.
+        """
+        values = plain_values(data)
+        if values is None or len(values) != self._plain_size:
+            return None
+        if commit_timestamp != self._stamp:
+            self._set_stamp(commit_timestamp)
+        if (parts := self._plain.get(data[0])) is None:
+            return None
+        text = b"".join(values)
+        if len(text.translate(None, NOT_PLAIN)) != len(text):
+            return None
+        for index, convert in self._converters:
+            values[index + 1] = convert(values[index + 1].decode()).encode()
+        parts = parts.copy()
+        parts[::2] = values
+        return b"".join(parts), values
 
 
 @lru_cache(maxsize=4096)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from replication.assembler import Assembler
-from replication.changes import Change
+from replication.changes import Change, Column, Relation
 from replication.errors import PgOutputError
-from streaming.payloads import legacy_commit_timestamp, legacy_payload, legacy_timestamp
+from replication.pgoutput import decode_row
+from streaming.payloads import LegacyRelation, legacy_commit_timestamp, legacy_payload, legacy_timestamp
 from tests.golden import record
 
 _NAMES = {
@@ -287,3 +291,64 @@ def test_a_value_that_is_no_text_is_an_error() -> None:
     (change,) = _changes("insert")
     with pytest.raises(PgOutputError):
         legacy_payload(change._replace(data=change.data[:-1] + b"\xff"), _AT)
+
+
+# The quick way for plain rows
+
+
+def _row(*values: str | bytes | None, kind: bytes = b"I") -> bytes:
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
+    cells = [b"n" if value is None else b"t" + struct.pack("!I", len(value)) + value for value in encoded]
+    return kind + struct.pack("!IcH", 1, b"N", len(cells)) + b"".join(cells)
+
+
+@pytest.mark.parametrize("version", [15, 16, 18])
+def test_the_quick_way_shows_what_the_long_way_shows_for_everything_that_servers_sent(version: int) -> None:
+    quick = 0
+    for name in (path.stem for path in sorted((record.FOLDER / f"pg{version}").glob("*.hex"))):
+        for change in _changes(name, version):
+            if (row := change.decode()) is None:
+                continue
+            shared, stamp = LegacyRelation(change.relation), legacy_commit_timestamp(_AT)
+            if (plain := shared.plain_payload(change.data, stamp)) is not None:
+                quick += 1
+                assert plain[0] == shared.payload(row, stamp)[0]
+    assert quick > 10
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]))),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from([b"I", b"U"]),
+)
+def test_the_quick_way_shows_what_the_long_way_shows_whatever_the_values(values: list[str | None], kind: bytes) -> None:
+    columns = tuple(Column(f'c"{number}', "text", 25, -1, False) for number in range(len(values)))
+    shared = LegacyRelation(Relation(1, "public", "t", "d", columns))
+    data = _row(*values, kind=kind)
+    plain = shared.plain_payload(data, "2019-07-18T17:02:35Z")
+    if plain is not None:
+        assert plain[0] == shared.payload(decode_row(data), "2019-07-18T17:02:35Z")[0]
+        assert [value.decode() for value in plain[1]] == ["", *values]
+    else:
+        assert any(value is None or not value.isascii() or set(value) & _ESCAPED for value in values)
+
+
+_ESCAPED = {chr(code) for code in range(0x20)} | {'"', "\\", "\x7f"}
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_row_are_none_for_the_quick_way(data: bytes) -> None:
+    columns = (Column("id", "int8", 20, -1, True), Column("name", "text", 25, -1, False))
+    shared = LegacyRelation(Relation(1, "public", "t", "d", columns))
+    if (plain := shared.plain_payload(data, "2019-07-18T17:02:35Z")) is not None:
+        assert plain[0] == shared.payload(decode_row(data), "2019-07-18T17:02:35Z")[0]
+
+
+def test_the_quick_way_leaves_a_row_of_another_width_to_the_long_way_which_refuses_it() -> None:
+    shared = LegacyRelation(Relation(1, "public", "t", "d", (Column("id", "int8", 20, -1, True),)))
+    assert shared.plain_payload(_row("1", "2"), "2019-07-18T17:02:35Z") is None
+    with pytest.raises(ValueError, match="zip"):
+        shared.payload(decode_row(_row("1", "2")), "2019-07-18T17:02:35Z")

@@ -1,0 +1,607 @@
+"""From changes to the messages of those who hear them: each rendered once, and encoded once for equal channels."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple, TypeAlias
+
+from replication.changes import TRUNCATE, Change, Chunk, Relation
+from replication.configuration import BROADCAST_EVERYTHING, Configuration
+from replication.errors import PgOutputError
+from replication.lsn import Position
+from replication.pgoutput import decode_row
+from streaming.binding_index import Alternatives, BindingIndex, BindingPlan
+from streaming.bindings import Binding, Shape, ids_of, rejected
+from streaming.current_payloads import CurrentRelation, Images, current_commit_timestamp
+from streaming.filters import Plan, TopicIndex, topics_of_plain_row, topics_of_row
+from streaming.knowledge import Answers, Failed, Knowledge
+from streaming.payloads import legacy_commit_timestamp
+from streaming.phoenix import POSTGRES_CHANGES, Serializer
+from streaming.predicates import Question
+from streaming.subscriptions import Subscription
+from streaming.transport import Outlet
+
+logger = logging.getLogger(__name__)
+
+ALL_EVENTS = "*"
+
+MAX_RECORD_BYTES = 1 << 20
+"""Of a change whose record and old record are larger, current channels get the short values only."""
+
+_RUN = 16
+"""So many changes of one table and event in a row are worth being taken together."""
+
+_TRUNCATE_KIND, _INSERT = TRUNCATE[0], ord("I")
+
+_MOST_RELATIONS = 4096
+
+AudienceKey: TypeAlias = tuple[Subscription, str]
+"""A subscription and the version of the protocol that it is written in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A message that waits for its turn: PostgreSQL has yet to say who wants its change, or that of one before it.
+
+    ``message`` is there if it is only the turn that it waits for. Else ``wanted`` bindings want the change, and
+    ``asked`` ones if their alternatives hold; ``data`` has it in their shapes. ``readers`` are those who were in the
+    audience then, each with the number of its join.
+    """
+
+    readers: Mapping[Outlet, int]
+    message: bytes
+    wanted: Sequence[Binding] = ()
+    asked: Sequence[tuple[Binding, Alternatives]] = ()
+    data: Mapping[Shape, bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, roughly."""
+        return 500 + len(self.message) + sum(map(len, (self.data or {}).values()))
+
+    @property
+    def questions(self) -> list[Question]:
+        """What PostgreSQL is to be asked."""
+        return [
+            asked.question for _, alternatives in self.asked for alternative in alternatives for asked in alternative
+        ]
+
+
+class Released(NamedTuple):
+    """Messages that are due to these of the audience; and why it can hear nothing any more, if so."""
+
+    audience: Audience
+    readers: Mapping[Outlet, int]
+    messages: list[bytes]
+    failure: str | None = None
+
+
+class Audience:
+    """Those whose channels hear the same and read the same bytes: equal subscriptions, one serializer.
+
+    ``outlets`` has for each socket the number of its join. ``waiting`` is what waits for PostgreSQL's word, in order.
+    """
+
+    __slots__ = (
+        "_around",
+        "_envelopes",
+        "_ids",
+        "_readers",
+        "messages",
+        "order",
+        "outlets",
+        "positions",
+        "sent",
+        "serializer",
+        "subscription",
+        "topic",
+        "waiting",
+        "waiting_bytes",
+    )
+
+    def __init__(self, subscription: Subscription, serializer: Serializer) -> None:
+        self.subscription, self.serializer = subscription, serializer
+        self.topic, self.positions = subscription.topic, subscription.positions
+        self.outlets: dict[Outlet, int] = {}
+        self.messages: list[bytes] = []
+        self.order: list[int] = []
+        """Of the envelope at hand: the messages, and where each stands among those of all audiences."""
+        self.sent = 0
+        """How many messages have been handed out to its sockets, each counted once, since it is there."""
+        self.waiting: deque[Deferred] = deque()
+        self.waiting_bytes = 0
+        self._readers: dict[Outlet, int] | None = None
+        self._envelopes: dict[str, tuple[bytes, bytes]] = {}
+        self._around: dict[Binding, tuple[bytes, bytes]] = {}
+        bindings = subscription.bindings or ()
+        self._ids = {
+            binding: b"%d" % number for binding, number in zip(bindings, ids_of(bindings), strict=True)
+        }
+
+    def add(self, outlet: Outlet, join_number: int) -> None:
+        """A socket joins it."""
+        self.outlets[outlet] = join_number
+        self._readers = None
+
+    def remove(self, outlet: Outlet) -> None:
+        """A socket is no longer in it."""
+        self.outlets.pop(outlet, None)
+        self._readers = None
+
+    @property
+    def readers(self) -> Mapping[Outlet, int]:
+        """The sockets of this moment: what comes later does not change it."""
+        if self._readers is None:
+            self._readers = dict(self.outlets)
+        return self._readers
+
+    def defer(self, item: Deferred) -> None:
+        """Put a message behind those that wait."""
+        self.waiting.append(item)
+        self.waiting_bytes += item.size
+
+    def take(self) -> Deferred:
+        """The first of those that wait."""
+        item = self.waiting.popleft()
+        self.waiting_bytes -= item.size
+        return item
+
+    def encode_change(self, binding: Binding, data: bytes) -> bytes:
+        """The message that brings a change to one binding of the channel."""
+        around = self._around.get(binding)
+        if around is None:
+            head, tail = self.serializer.push(self.topic, POSTGRES_CHANGES)
+            around = self._around[binding] = head + b'{"ids":[' + self._ids[binding] + b'],"data":', b"}" + tail
+        return around[0] + data + around[1]
+
+    def encode_changes(self, bindings: Iterable[Binding], data: Mapping[Shape, bytes]) -> list[bytes]:
+        """The messages that bring one change to some bindings of the channel: one for each shape they want it in."""
+        shapes: dict[Shape, list[bytes]] = {}
+        for binding in bindings:
+            shapes.setdefault(binding.shape, []).append(self._ids[binding])
+        return [
+            self.encode(POSTGRES_CHANGES, b'{"ids":[%b],"data":%b}' % (b",".join(ids), data[shape]))
+            for shape, ids in shapes.items()
+        ]
+
+    @property
+    def key(self) -> AudienceKey:
+        """What it is found by."""
+        return self.subscription, self.serializer.vsn
+
+    def encode(self, event: str, payload: bytes) -> bytes:
+        """The message text that pushes an already encoded payload."""
+        head, tail = self.around(event)
+        return head + payload + tail
+
+    def around(self, event: str) -> tuple[bytes, bytes]:
+        """What stands before and behind the payload of a push."""
+        around = self._envelopes.get(event)
+        if around is None:
+            around = self._envelopes[event] = self.serializer.push(self.topic, event)
+        return around
+
+
+@dataclass(slots=True)
+class MatchCounters:
+    """What has been looked at and made."""
+
+    changes: int = 0
+    rendered: int = 0
+    unreadable: int = 0
+    tables: dict[Relation, int] = field(default_factory=lambda: defaultdict(int))
+    """Those that were rendered, by table; whoever reads it may clear it."""
+
+
+class Matcher:
+    """The audiences there are, and the way from changes to their messages. Touches no socket.
+
+    ``star_event`` adds the event ``*`` before each typed one, for clients from before realtime-js 1.0.7.
+    ``configuration`` says which changes are broadcast at which level. ``knowledge`` is what PostgreSQL has said about
+    filters; what is not in it has to be asked (`questions`, `release`). ``max_record_bytes`` is for current channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        star_event: bool = False,
+        configuration: Configuration = BROADCAST_EVERYTHING,
+        counters: MatchCounters | None = None,
+        knowledge: Knowledge | None = None,
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ) -> None:
+        self.configuration, self.star_event = configuration, star_event
+        self.counters = counters if counters is not None else MatchCounters()
+        self.knowledge = knowledge if knowledge is not None else Knowledge()
+        self.max_record_bytes = max_record_bytes
+        self.waiting: dict[Audience, None] = {}
+        """The audiences of which something waits for PostgreSQL's word."""
+        self._bindings = BindingIndex()
+        self._holders: dict[Binding, dict[Audience, None]] = {}
+        self._current_relations: dict[tuple[Relation, Shape], CurrentRelation] = {}
+        self.epoch = ""
+        """Of the changes at hand: it is part of the positions that clients see."""
+        self._audiences: dict[AudienceKey, Audience] = {}
+        self._topics: dict[str, dict[AudienceKey, Audience]] = {}
+        self._index = TopicIndex(configuration)
+        self._touched: list[Audience] = []
+        self._order = 0
+
+    def sibling(self) -> Matcher:
+        """Another one with the same rules and counters and no audience: for what is replayed to one channel alone."""
+        other = Matcher(
+            star_event=self.star_event,
+            configuration=self.configuration,
+            counters=self.counters,
+            knowledge=self.knowledge,
+            max_record_bytes=self.max_record_bytes,
+        )
+        other.epoch = self.epoch
+        return other
+
+    @property
+    def topic_count(self) -> int:
+        """How many topics have somebody who hears changes."""
+        return len({audience.topic for audience in self._audiences.values()})
+
+    def audience(self, subscription: Subscription, serializer: Serializer) -> Audience:
+        """The audience of a subscription, made if need be; whoever joins it is not asked here."""
+        key = subscription, serializer.vsn
+        audience = self._audiences.get(key)
+        if audience is None:
+            audience = self._audiences[key] = Audience(subscription, serializer)
+            if subscription.bindings is None:
+                of_topic = self._topics.get(subscription.topic)
+                if of_topic is None:
+                    of_topic = self._topics[subscription.topic] = {}
+                    self._index.add(subscription.topic)
+                of_topic[key] = audience
+            for binding in subscription.bindings or ():
+                holders = self._holders.get(binding)
+                if holders is None:
+                    holders = self._holders[binding] = {}
+                    self._bindings.add(binding, self.knowledge.operands)
+                holders[audience] = None
+        return audience
+
+    def discard(self, audience: Audience) -> None:
+        """Nobody is in it any more."""
+        if self._audiences.pop(audience.key, None) is None:
+            return
+        self.waiting.pop(audience, None)
+        for binding in set(audience.subscription.bindings or ()):
+            holders = self._holders[binding]
+            del holders[audience]
+            if not holders:
+                del self._holders[binding]
+                self._bindings.discard(binding)
+        if audience.subscription.bindings is None:
+            of_topic = self._topics[audience.topic]
+            del of_topic[audience.key]
+            if not of_topic:
+                del self._topics[audience.topic]
+                self._index.discard(audience.topic)
+
+    def match(self, chunks: Iterable[Chunk]) -> list[Audience]:
+        """Make the messages of some changes: the audiences that have any, with ``messages`` and ``order`` filled.
+
+        A change that cannot be read is reported; current channels get it with ``errors``, legacy ones do not. Whoever
+        takes the messages clears them (`clear`). See also ``waiting``.
+        """
+        plans, touched, counters = self._index.plans, self._touched, self.counters
+        has_bindings = bool(self._bindings)
+        for chunk in chunks:
+            counters.changes += len(chunk.changes)
+            commit_timestamp = legacy_commit_timestamp(chunk.committed_at)
+            is_bound = has_bindings and self._is_bound(chunk)
+            current_timestamp = current_commit_timestamp(chunk.committed_at) if is_bound else ""
+            for change in chunk.changes if is_bound else self._match_runs(chunk, commit_timestamp):
+                if is_bound:
+                    binding_plan = self._bindings.plans_of(change.relation).get(change.data[0])
+                    if binding_plan is not None and binding_plan.is_watched:
+                        self._match_bindings(chunk, change, binding_plan, current_timestamp)
+                try:
+                    of_events = plans[change.relation]
+                except KeyError:
+                    of_events = self._index.plans_of(change.relation)
+                if not of_events:
+                    continue
+                try:
+                    plan = of_events[change.data[0]]
+                    if not plan.watched:
+                        continue
+                    payload, topics = self._render(change, plan, commit_timestamp)
+                except (PgOutputError, ValueError, LookupError) as error:
+                    self._report(chunk, change, error)
+                    continue
+                event, is_secured = plan.event, plan.is_secured
+                positioned: bytes | None = None
+                for topic in topics:
+                    self._order += 1
+                    for audience in self._topics[topic].values():
+                        if is_secured and not audience.subscription.sees_secured:
+                            continue
+                        if not audience.messages:
+                            touched.append(audience)
+                        shown = payload
+                        if audience.positions:
+                            if positioned is None:
+                                positioned = payload[:-1] + self.position_member(chunk, change) + b"}"
+                            shown = positioned
+                        if self.star_event:
+                            audience.order.append(self._order)
+                            audience.messages.append(audience.encode(ALL_EVENTS, shown))
+                        audience.order.append(self._order)
+                        audience.messages.append(audience.encode(event, shown))
+        self._touched, self._order = [], 0
+        return touched
+
+    def _match_runs(self, chunk: Chunk, commit_timestamp: str) -> Iterator[Change]:
+        """Put long runs of one table and event into the messages at once, and hand out the other changes in between."""
+        changes = chunk.changes
+        if len(changes) < _RUN or self.star_event:
+            yield from changes
+            return
+        if not any(map(self._index.plans_of, {change.relation for change in changes})):
+            return
+        for (relation, kind), group in groupby(changes, _run_of):
+            plan = self._index.plans_of(relation).get(kind)
+            if plan is None or not plan.watched:
+                continue
+            run = list(group)
+            if plan.columns or kind == _TRUNCATE_KIND or len(run) < _RUN:
+                yield from run
+            else:
+                self._match_run(chunk, run, plan, commit_timestamp)
+
+    def _match_run(self, chunk: Chunk, run: Sequence[Change], plan: Plan, commit_timestamp: str) -> None:
+        payloads, shown = [], []
+        plain = plan.shared.plain_payload
+        for change in run:
+            if (quick := plain(change.data, commit_timestamp)) is not None:
+                payloads.append(quick[0])
+            else:
+                try:
+                    payloads.append(plan.shared.payload(decode_row(change.data), commit_timestamp)[0])
+                except (PgOutputError, ValueError, LookupError) as error:
+                    self._report(chunk, change, error)
+                    continue
+            shown.append(change)
+        self.counters.rendered += len(run)
+        self.counters.tables[run[0].relation] += len(run)
+        if not payloads:
+            return
+        positioned: list[bytes] | None = None
+        step = len(plan.topics)
+        for number, topic in enumerate(plan.topics, start=self._order + 1):
+            for audience in self._topics[topic].values():
+                if plan.is_secured and not audience.subscription.sees_secured:
+                    continue
+                if not audience.messages:
+                    self._touched.append(audience)
+                if audience.positions and positioned is None:
+                    members = [self.position_member(chunk, change) + b"}" for change in shown]
+                    positioned = [payload[:-1] + member for payload, member in zip(payloads, members, strict=True)]
+                head, tail = audience.around(plan.event)
+                audience.messages += [
+                    head + payload + tail
+                    for payload in (positioned if audience.positions and positioned is not None else payloads)
+                ]
+                audience.order += range(number, number + step * len(payloads), step)
+        self._order += step * len(payloads)
+
+    def _report(self, chunk: Chunk, change: Change, error: Exception) -> None:
+        self.counters.unreadable += 1
+        position = Position(chunk.commit_lsn, change.lsn, change.ordinal)
+        facts = {"relation": change.relation, "position": position, "error": error}
+        logger.error("change left out", extra=facts)
+
+    # Bindings
+
+    def _is_bound(self, chunk: Chunk) -> bool:
+        """Whether some binding may want some of the changes."""
+        plans_of = self._bindings.plans_of
+        relations = {change.relation for change in chunk.changes}
+        return any(plan.is_watched for relation in relations for plan in plans_of(relation).values())
+
+    def _match_bindings(self, chunk: Chunk, change: Change, plan: BindingPlan, commit_timestamp: str) -> None:
+        """Put one change into the messages of the audiences that have a binding which wants it."""
+        kind, relation = change.data[0], change.relation
+        asked: list[tuple[Binding, Alternatives]] = []
+        try:
+            images = Images(relation, decode_row(change.data)) if plan.looks_at_rows else None
+            wanted, open_ones = plan.match(images)
+            for binding, alternatives in open_ones:
+                verdict = self.knowledge.judge(alternatives)
+                if verdict is True:
+                    wanted.append(binding)
+                elif verdict is not False:
+                    asked.append((binding, alternatives))
+            if not wanted and not asked:
+                return
+            data = {}
+            for shape in (*(binding.shape for binding in wanted), *(binding.shape for binding, _ in asked)):
+                if shape in data:
+                    continue
+                shared = self._in_shape(relation, shape)
+                if kind == _INSERT and (plain_data := shared.plain_data(change.data, commit_timestamp)) is not None:
+                    data[shape] = plain_data
+                    continue
+                if images is None and change.data != TRUNCATE:
+                    images = Images(relation, decode_row(change.data))
+                data[shape] = shared.data(kind, images, commit_timestamp)
+        except (PgOutputError, ValueError, LookupError) as error:
+            self._report(chunk, change, error)
+            wanted, asked = plan.everyone, []
+            data = {
+                binding.shape: self._in_shape(relation, binding.shape).unreadable(kind, commit_timestamp)
+                for binding in wanted
+            }
+        self.counters.rendered += 1
+        self.counters.tables[relation] += 1
+        self._order += 1
+        if len(wanted) == 1 and not asked:
+            self._send_to_holders(wanted[0], data, plan, chunk, change)
+            return
+        concerned: dict[Audience, list[Binding]] = {}
+        questions: dict[Audience, list[tuple[Binding, Alternatives]]] = {}
+        for binding in wanted:
+            for audience in self._holders[binding]:
+                concerned.setdefault(audience, []).append(binding)
+        for binding, alternatives in asked:
+            for audience in self._holders[binding]:
+                concerned.setdefault(audience, [])
+                questions.setdefault(audience, []).append((binding, alternatives))
+        plain: dict[Shape, bytes] | None = None
+        positioned: dict[Shape, bytes] | None = None
+        for audience, bindings in concerned.items():
+            if plan.is_secured and not audience.subscription.sees_secured:
+                continue
+            if audience.positions:
+                if positioned is None:
+                    member = self.position_member(chunk, change) + b"}"
+                    positioned = {shape: text + member for shape, text in data.items()}
+                shown = positioned
+            else:
+                if plain is None:
+                    plain = {shape: text + b"}" for shape, text in data.items()}
+                shown = plain
+            if (open_here := questions.get(audience)) is not None:
+                audience.defer(Deferred(audience.readers, b"", bindings, open_here, shown))
+                self.waiting[audience] = None
+                continue
+            for message in audience.encode_changes(bindings, shown):
+                if audience.waiting:
+                    audience.defer(Deferred(audience.readers, message))
+                    continue
+                if not audience.messages:
+                    self._touched.append(audience)
+                audience.order.append(self._order)
+                audience.messages.append(message)
+
+    def _send_to_holders(
+        self, binding: Binding, data: Mapping[Shape, bytes], plan: BindingPlan, chunk: Chunk, change: Change
+    ) -> None:
+        """The usual case: one binding wants the change, and all who hold it get it."""
+        shown = data[binding.shape]
+        plain = positioned = b""
+        for audience in self._holders[binding]:
+            if plan.is_secured and not audience.subscription.sees_secured:
+                continue
+            if audience.positions:
+                positioned = positioned or shown + self.position_member(chunk, change) + b"}"
+                message = audience.encode_change(binding, positioned)
+            else:
+                plain = plain or shown + b"}"
+                message = audience.encode_change(binding, plain)
+            if audience.waiting:
+                audience.defer(Deferred(audience.readers, message))
+                continue
+            if not audience.messages:
+                self._touched.append(audience)
+            audience.order.append(self._order)
+            audience.messages.append(message)
+
+    def _in_shape(self, relation: Relation, shape: Shape) -> CurrentRelation:
+        shared = self._current_relations.get((relation, shape))
+        if shared is None:
+            if len(self._current_relations) >= _MOST_RELATIONS:
+                self._current_relations.clear()
+            shared = CurrentRelation(relation, shape, self.max_record_bytes)
+            self._current_relations[relation, shape] = shared
+        return shared
+
+    def questions(self, most: int) -> list[Question]:
+        """What PostgreSQL is to be asked next, about ``most`` questions: all of a message, or none."""
+        found: dict[Question, None] = {}
+        for audience in self.waiting:
+            for item in audience.waiting:
+                if item.asked:
+                    found |= dict.fromkeys(self.knowledge.unknown(item.questions))
+                    if len(found) >= most:
+                        return list(found)
+        return list(found)
+
+    def release(self, answers: Answers) -> Iterator[Released]:
+        """Let go of the messages that have waited long enough, in their order; ``answers`` are the newest."""
+        for audience in list(self.waiting):
+            readers: Mapping[Outlet, int] = {}
+            messages: list[bytes] = []
+            while audience.waiting:
+                item = audience.waiting[0]
+                judged = self._judged(item, answers)
+                if judged is None:
+                    break
+                audience.take()
+                if item.readers is not readers:
+                    if messages:
+                        yield Released(audience, readers, messages)
+                    readers, messages = item.readers, []
+                if isinstance(judged, str):
+                    yield Released(audience, item.readers, messages, judged)
+                    messages = []
+                elif item.message:
+                    messages.append(item.message)
+                elif judged:
+                    messages += audience.encode_changes(judged, item.data or {})
+            if messages:
+                yield Released(audience, readers, messages)
+            if not audience.waiting:
+                self.waiting.pop(audience, None)
+
+    def _judged(self, item: Deferred, answers: Answers) -> list[Binding] | str | None:
+        """The bindings that want the change; `None` if that is still open, a text if PostgreSQL refuses to say."""
+        wanted = list(item.wanted)
+        for binding, alternatives in item.asked:
+            verdict = self.knowledge.judge(alternatives, answers)
+            if verdict is None:
+                return None
+            if isinstance(verdict, Failed):
+                return rejected(binding, verdict.reason)
+            if verdict:
+                wanted.append(binding)
+        return wanted
+
+    @property
+    def audiences(self) -> list[Audience]:
+        """All of them, the oldest first."""
+        return list(self._audiences.values())
+
+    def clear(self, audiences: Iterable[Audience]) -> None:
+        """The messages have been taken."""
+        for audience in audiences:
+            audience.sent += len(audience.messages)
+            audience.messages, audience.order = [], []
+
+    def position_member(self, chunk: Chunk, change: Change) -> bytes:
+        """``,"position":"…"``: the member of a payload that says where its change stands, for those who asked."""
+        return b',"position":"%s.%X.%X.%d"' % (
+            self.epoch.encode(),
+            chunk.commit_lsn,
+            change.lsn,
+            change.ordinal,
+        )
+
+    def _render(self, change: Change, plan: Plan, commit_timestamp: str) -> tuple[bytes, Sequence[str]]:
+        """The payload of a watched change, and the joined topics it belongs to."""
+        self.counters.rendered += 1
+        self.counters.tables[change.relation] += 1
+        if (plain := plan.shared.plain_payload(change.data, commit_timestamp)) is not None:
+            payload, values = plain
+            if plan.columns:
+                return payload, [*plan.topics, *topics_of_plain_row(plan, values, self._topics)]
+            return payload, plan.topics
+        if change.data == TRUNCATE:
+            return plan.shared.truncate(commit_timestamp), plan.topics
+        payload, texts = plan.shared.payload(decode_row(change.data), commit_timestamp)
+        if plan.columns:
+            return payload, [*plan.topics, *topics_of_row(plan, texts, self._topics)]
+        return payload, plan.topics
+
+
+def _run_of(change: Change) -> tuple[Relation, int]:
+    return change.relation, change.data[0]
