@@ -36,31 +36,39 @@ _TEXT_HEADERS = [_header(TEXT, size) for size in range(_MOST)]
 
 def text_frames(messages: Sequence[bytes]) -> bytes:
     """The frames of some text messages (UTF-8), one behind the other."""
+    return message_frames(messages, TEXT)
+
+
+def message_frames(messages: Sequence[bytes], opcode: int) -> bytes:
+    """The frames of some messages that are all `TEXT` or all `BINARY`, one behind the other."""
     sizes = list(map(len, messages))
-    if max(sizes, default=0) < _MOST:
+    if opcode == TEXT and max(sizes, default=0) < _MOST:
         headers = map(_TEXT_HEADERS.__getitem__, sizes)
         return b"".join(chain.from_iterable(zip(headers, messages, strict=True)))
     parts: list[bytes] = []
     for message, size in zip(messages, sizes, strict=True):
         if size <= FRAGMENT_BYTES:
-            parts.append(_header(TEXT, size))
+            parts.append(_header(opcode, size))
             parts.append(message)
         else:
             for start in range(0, size, FRAGMENT_BYTES):
                 piece = message[start : start + FRAGMENT_BYTES]
                 fin = start + FRAGMENT_BYTES >= size
-                parts.append(_header(CONTINUATION if start else TEXT, len(piece), fin=fin))
+                parts.append(_header(CONTINUATION if start else opcode, len(piece), fin=fin))
                 parts.append(piece)
     return b"".join(parts)
 
 
 class Parcel:
-    """Messages on their way to several sockets: as texts for any ASGI server, as ready frames for the short way."""
+    """Messages on their way to several sockets: one by one for any ASGI server, as ready frames for the short way.
 
-    __slots__ = ("_frames", "messages", "size")
+    ``opcode`` says what they all are, `TEXT` or `BINARY`.
+    """
 
-    def __init__(self, messages: Sequence[bytes]) -> None:
-        self.messages = messages
+    __slots__ = ("_frames", "messages", "opcode", "size")
+
+    def __init__(self, messages: Sequence[bytes], opcode: int = TEXT) -> None:
+        self.messages, self.opcode = messages, opcode
         self.size = sum(map(len, messages))
         self._frames: bytes | None = None
 
@@ -68,5 +76,5 @@ class Parcel:
     def frames(self) -> bytes:
         """All messages as websocket frames, encoded at most once."""
         if self._frames is None:
-            self._frames = text_frames(self.messages)
+            self._frames = message_frames(self.messages, self.opcode)
         return self._frames

@@ -165,7 +165,7 @@ class TokenVerifier:
 
     A token may be signed with any of ``secrets``, so that they can be rotated, or with a key of ``source``.
     ``validators`` maps claims to the values they must have. ``leeway_s`` forgives clocks that differ: a token is taken
-    for that many seconds after it expired.
+    for that many seconds after it expired. ``default_role`` is the role of tokens that name none.
 
     Raises `UnusableSecret` if there is neither a secret nor a source, or a secret is empty or looks like another kind
     of key.
@@ -178,6 +178,7 @@ class TokenVerifier:
         *,
         source: KeySource | None = None,
         leeway_s: float = 0.0,
+        default_role: str | None = None,
     ) -> None:
         if not secrets and source is None:
             raise UnusableSecret("none is configured")
@@ -185,6 +186,7 @@ class TokenVerifier:
         self._source = source
         self._validators = dict(validators)
         self._leeway_s = leeway_s
+        self._default_role = default_role
 
     async def prepare(self, token: str) -> None:
         """Have the key that signed the token, as far as it can be had: what `verify` then says is final.
@@ -216,7 +218,7 @@ class TokenVerifier:
         subject, role, expires_at = claims.get("sub"), claims.get("role"), _expiry(claims)
         return Claims(
             subject=subject if isinstance(subject, str) else None,
-            role=role if isinstance(role, str) else None,
+            role=role if isinstance(role, str) else self._default_role,
             expires_at=expires_at,
             ends_at=None if expires_at is None else expires_at + self._leeway_s,
             claims=claims,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from streaming.frames import FRAGMENT_BYTES, Parcel, text_frames
+from streaming.frames import BINARY, FRAGMENT_BYTES, TEXT, Parcel, text_frames
 
 # The largest frame that the websocket package takes: https://github.com/theturtle32/WebSocket-Node
 _LARGEST_FRAME = 0x100000
@@ -96,3 +96,11 @@ def test_a_parcel_knows_its_size_and_encodes_once(messages: list[bytes]) -> None
     assert parcel.size == sum(map(len, messages))
     assert parcel.frames == text_frames(messages)
     assert parcel.frames is parcel.frames
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, FRAGMENT_BYTES, FRAGMENT_BYTES + 1, 3 << 20])
+def test_binary_messages_have_binary_frames(size: int) -> None:
+    message = bytes(size)
+    texts, binaries = Parcel([message]).frames, Parcel([message], BINARY).frames
+    assert (texts[0] & 0x0F, binaries[0] & 0x0F) == (TEXT, BINARY)
+    assert texts[1:] == binaries[1:]

@@ -23,7 +23,14 @@ from django.test import override_settings
 
 from streaming.errors import HandshakeRefused, TokenRefused, UnsupportedVersion
 from streaming.jwks import Jwks
-from streaming.middleware import TokenAuthMiddleware, check_handshake, configured_verifier, requested_serializer
+from streaming.limits import Limits, Traffic
+from streaming.middleware import (
+    TokenAuthMiddleware,
+    check_handshake,
+    check_traffic,
+    configured_verifier,
+    requested_serializer,
+)
 from streaming.phoenix import V1, V2
 from streaming.tokens import Claims, TokenVerifier
 
@@ -117,6 +124,30 @@ def test_the_path_says_which_client_is_answered(path: str, status: int) -> None:
 def test_a_bad_vsn_is_403_and_empty_on_both_paths(path: str, vsn: str, secure: bool) -> None:
     refused = refusal(path, f"vsn={vsn}&apikey={token()}", verifier() if secure else None)
     assert (refused.code, refused.status, refused.body) == ("vsn_unsupported", 403, b"")
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [(Limits(users=2), "Too many connected users"), (Limits(joins_per_s=1), "Too many joins per second")],
+)
+def test_who_comes_over_the_limits_is_told_429(limits: Limits, words: str) -> None:  # C15, C16
+    traffic = Traffic(limits, users=1)
+    traffic.joins.add(59, NOW)
+    check_traffic(CURRENT, traffic, NOW)
+    traffic.users = 2
+    traffic.joins.add(1, NOW)
+    for path, body in ((CURRENT, json.dumps({"error": words}).replace(": ", ":")), (LEGACY, "")):
+        with pytest.raises(HandshakeRefused) as caught:
+            check_traffic(path, traffic, NOW)
+        assert (caught.value.status, caught.value.body.decode()) == (429, body)
+
+
+def test_a_key_that_is_missing_is_named() -> None:  # C10
+    source = Jwks(jwks_of("other", SECRET))
+    keys = TokenVerifier([], {}, source=source)
+    refused = refusal(CURRENT, f"apikey={token(kid='k1')}", keys)
+    words = 'Failed to generate JWT signer for key ID (kid) "k1", check your JWT secret or JWKS configuration'
+    assert (refused.status, json.loads(refused.body)) == (401, {"error": words})
 
 
 def test_the_url_chooses_the_serializer() -> None:

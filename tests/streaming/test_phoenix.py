@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import InvalidFrame, UnsupportedVersion
-from streaming.phoenix import V1, V2, Json, Message, Serializer, serializer_for
+from streaming.phoenix import (
+    BROADCAST,
+    V1,
+    V2,
+    Json,
+    Message,
+    Serializer,
+    UserBroadcast,
+    Verbatim,
+    read_json,
+    serializer_for,
+    write_json,
+)
 
 HEARTBEAT_V1 = '{"topic":"phoenix","event":"heartbeat","payload":{},"ref":"1"}'
 BOTH = pytest.mark.parametrize("serializer", [V1, V2], ids=["V1", "V2"])
@@ -275,3 +287,148 @@ def test_another_vsn_is_refused(vsn: str) -> None:
 
 def test_a_serializer_knows_its_version() -> None:
     assert (V1.vsn, V2.vsn) == ("1.0.0", "2.0.0")
+
+
+# Broadcasts
+
+
+def pushed(
+    *fields: str, kind: int = 3, encoding: int = 1, data: bytes = b"{}", lengths: list[int] | None = None
+) -> bytes:
+    """A binary frame of a client: join_ref, ref, topic, event and metadata, then the payload."""
+    encoded = [field.encode() for field in fields]
+    sizes = lengths if lengths is not None else list(map(len, encoded))
+    return bytes([kind, *sizes, encoding]) + b"".join(encoded) + data
+
+
+def test_a_binary_broadcast_of_a_client_is_read() -> None:  # F16
+    frame = bytes.fromhex("030203050a0000") + b"12123topicuser_event" + b"efg"
+    assert V2.decode(frame) == Message(
+        "12", "123", "topic", BROADCAST, UserBroadcast("user_event", b"efg", is_json=False)
+    )
+
+
+def test_the_metadata_of_a_binary_broadcast_is_ignored() -> None:  # F17
+    frame = pushed("12", "123", "topic", "user_event", '{"store":true}', data=b'{"a":1}')
+    assert V2.decode(frame) == Message(
+        "12", "123", "topic", BROADCAST, UserBroadcast("user_event", b'{"a":1}', is_json=True)
+    )
+
+
+def test_a_broadcast_of_bytes_is_written_as_kind_4() -> None:
+    written = V2.broadcast("topic", UserBroadcast("user_event", b"efg", is_json=False))
+    assert written == (bytes.fromhex("04050a0000") + b"topicuser_event" + b"efg", True)
+    assert V1.broadcast("topic", UserBroadcast("user_event", b"efg", is_json=False)) is None
+
+
+def test_a_broadcast_of_json_is_written_as_kind_4_or_as_text() -> None:  # F19, B9
+    broadcast = UserBroadcast("e", b'{"a":"b"}', is_json=True)
+    assert V2.broadcast("topic", broadcast) == (bytes.fromhex("0405010001") + b'topice{"a":"b"}', True)
+    text, is_binary = V1.broadcast("topic", broadcast) or (b"", True)
+    assert not is_binary
+    assert json.loads(text) == {
+        "topic": "topic",
+        "event": "broadcast",
+        "payload": {"event": "e", "payload": {"a": "b"}, "type": "broadcast"},
+        "ref": None,
+    }
+
+
+def test_names_too_long_for_a_binary_header_travel_as_text() -> None:  # F20
+    for topic, event in (("t" * 256, "e"), ("t", "e" * 256), ("ä" * 128, "e")):
+        text, is_binary = V2.broadcast(topic, UserBroadcast(event, b'{"a":1}', is_json=True)) or (b"", True)
+        assert not is_binary
+        payload = {"event": event, "payload": {"a": 1}, "type": "broadcast"}
+        assert json.loads(text) == [None, None, topic, "broadcast", payload]
+        assert V2.broadcast(topic, UserBroadcast(event, b"efg", is_json=False)) is None
+    assert V2.broadcast("t" * 255, UserBroadcast("e" * 255, b"efg", is_json=False)) is not None
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"broadcast","event":"e","payload":{"n":12345678901234567890123,"f":1.50,"e":1E+2}}',
+        '{ "event" : "e",\n "extra": [1, 2 ,3]  , "payload": {"a": {"payload": "]}"}} }',
+        '"text with ] and } and \\" and \\u00e9"',
+        "[1, [2], {}]",
+        "{}",
+        "null",
+        "-0.0",
+    ],
+)
+def test_the_payload_of_a_broadcast_is_handed_on_as_it_was_written(serializer: Serializer, text: str) -> None:
+    if serializer is V1:
+        frames = [
+            f'{{"topic":"t","event":"broadcast","payload":{text},"ref":"1"}}',
+            f' {{ "payload" : {text} , "ref":null,"x":{{"payload":1}},"event":"broadcast","topic":"t"}} ',
+            f'{{"topic":"t","event":"broadcast","payload":{text},"ref":"1","payload":{{"second":true}}}}',
+        ]
+    else:
+        frames = [
+            f'["1","2","t","broadcast",{text}]',
+            f' [ null , 12345678901234567890123, "t", "broadcast" , {text} ] ',
+            f'["1","2","t","broadcast",{text},{{"sixth":"]"}}, 7]',
+        ]
+    for frame in frames:
+        payload = serializer.decode(frame).payload
+        assert payload == Verbatim(text.encode())
+        for other in (V1, V2):
+            written, is_binary = other.broadcast("t", Verbatim(text.encode())) or (b"", True)
+            assert not is_binary
+            assert text.encode() in written
+            json.loads(written)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x03",
+        bytes.fromhex("0302030500"),
+        pushed("1", "2", "t", "e", "")[:10],
+        pushed("1", "2", "t", "e", "", data=b"no json"),
+        pushed("1", "2", "t", "e", "", data=b""),
+        pushed("1", "2", "t", "e", "{bad"),
+        pushed("1", "2", "t", "e", "", lengths=[1, 1, 1, 255, 0]),
+        # What realtime-js 2.81 to 2.110.3 makes of a topic that is not ASCII: lengths in UTF-16 units.
+        pushed("1", "2", "räume", "e", "", lengths=[1, 1, 5, 1, 0]),
+        bytes([3, 0, 0, 1, 0, 0, 1]) + b"\xff{}",
+    ],
+)
+def test_a_broken_broadcast_is_invalid_and_says_its_kind(frame: bytes) -> None:
+    with pytest.raises(InvalidFrame) as caught:
+        V2.decode(frame)
+    assert caught.value.binary_kind == 3
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", b"\x00", b"\x03", b"\x04"]))
+def test_any_binary_frame_is_a_message_or_invalid(frame: bytes, kind: bytes) -> None:
+    try:
+        message = V2.decode(kind + frame)
+    except InvalidFrame:
+        return
+    assert message.event == BROADCAST or isinstance(message.payload, bytes)
+
+
+NAMES = st.text(max_size=60).filter(lambda text: len(text.encode()) <= 255)
+
+
+@given(NAMES, NAMES, NAMES, NAMES, st.binary(max_size=300))
+def test_what_is_broadcast_arrives_as_it_was(join_ref: str, ref: str, topic: str, event: str, data: bytes) -> None:
+    message = V2.decode(pushed(join_ref, ref, topic, event, "", encoding=0, data=data))
+    assert message[:4] == (join_ref, ref, topic, BROADCAST)
+    assert isinstance(message.payload, UserBroadcast)
+    written, is_binary = V2.broadcast(topic, message.payload) or (b"", False)
+    sizes = bytes([4, len(topic.encode()), len(event.encode()), 0, 0])
+    assert (written, is_binary) == (sizes + topic.encode() + event.encode() + data, True)
+
+
+@pytest.mark.parametrize("text", [b'{"a":12345678901234567890123,"b":[1.5,null]}', b"[]", b'"x"', b"123"])
+def test_json_that_is_read_is_written_the_same(text: bytes) -> None:
+    assert write_json(read_json(text)) == text
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"NaN", b"[" * 5_000 + b"]" * 5_000, b"{} {}"])
+def test_what_is_no_json_is_not_read(text: bytes) -> None:
+    with pytest.raises(ValueError, match="no JSON"):
+        read_json(text)
