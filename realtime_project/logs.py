@@ -1,4 +1,4 @@
-"""One event a line: a constant message, then facts as key=value."""
+"""One event a line: a constant message, then facts, as key=value or as JSON."""
 
 from __future__ import annotations
 
@@ -19,30 +19,65 @@ class KeyValueFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one line (more only for a traceback)."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        facts = "".join(
-            f" {key}={_value(value)}"
-            for key, value in vars(record).items()
-            if key not in _STANDARD and value is not None
-        )
-        line = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {record.name} {record.getMessage()}{facts}"
+        facts = "".join(f" {key}={_quoted(text)}" for key, text in facts_of(record).items())
+        line = f"{_moment(record)} {record.levelname} {record.name} {record.getMessage()}{facts}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line
 
 
-def _value(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+class JsonFormatter(logging.Formatter):
+    """The same as one JSON object a line: ``time``, ``level``, ``logger``, ``message``, the facts, ``traceback``.
+
+    Numbers, booleans and nothing stay what they are; every other fact is text. A fact of the name of one of the
+    others stands under its name with an underscore behind.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        line: dict[str, object] = {
+            "time": _moment(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key, text in facts_of(record).items():
+            value = getattr(record, key)
+            is_json = isinstance(value, bool) or (type(value) in (int, float) and text not in ("nan", "inf", "-inf"))
+            line[f"{key}_" if key in line or key == "traceback" else key] = value if is_json else text
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+FORMATTERS = {"keyvalue": KeyValueFormatter, "json": JsonFormatter}
+"""By their names in LOG_FORMAT."""
+
+
+def facts_of(record: logging.LogRecord) -> dict[str, str]:
+    """What a call gave as ``extra``, as text."""
+    return {
+        key: f"{value:.3f}" if isinstance(value, float) else str(value)
+        for key, value in vars(record).items()
+        if key not in _STANDARD and value is not None
+    }
+
+
+def _moment(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+def _quoted(text: str) -> str:
     return text if text and set(text) <= _PLAIN else json.dumps(text, ensure_ascii=False)
 
 
-def logging_config(level: str) -> dict[str, object]:
-    """Django's LOGGING: our apps at ``level``, everybody else's warnings."""
+def logging_config(level: str, form: str = "keyvalue") -> dict[str, object]:
+    """Django's LOGGING: our apps at ``level``, everybody else's warnings; ``form`` is a key of `FORMATTERS`."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"key_value": {"()": "realtime_project.logs.KeyValueFormatter"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "key_value"}},
+        "formatters": {"ours": {"()": FORMATTERS[form]}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             **{name: {"level": level} for name in ("realtime_project", "replication", "streaming")},

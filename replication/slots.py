@@ -37,7 +37,7 @@ PLUGIN = "pgoutput"
 
 _OLDEST_VERSION = 100000
 _DECODES_ON_STANDBY = 160000
-_HAS_FAILOVER_SLOTS = 170000
+HAS_FAILOVER_SLOTS = 170000
 _FIRST_USER_OID = 16384  # FirstNormalObjectId: what lies below is the same in every database of this version
 
 _SLOT_NAME = re.compile(r"[A-Za-z0-9_]{1,63}")
@@ -73,6 +73,15 @@ _SLOTS = f"""
     WHERE %(name)s::text IS NULL OR slot.slot_name = %(name)s::text
     ORDER BY slot.slot_name
 """  # noqa: S608 - the only part put in is our own, above
+
+# Settings that came later are NULL; -1 stands for no bound.
+_LIMITS = """
+    SELECT pg_size_bytes(nullif(current_setting('max_slot_wal_keep_size', true), '-1')) AS max_slot_wal_keep_bytes,
+           current_setting('autovacuum_freeze_max_age')::bigint AS freeze_max_age,
+           (SELECT extract(epoch FROM clock_timestamp() - min(xact_start))::float
+            FROM pg_stat_activity WHERE backend_xid IS NOT NULL) AS oldest_write_s,
+           (SELECT extract(epoch FROM clock_timestamp() - min(prepared))::float FROM pg_prepared_xacts) AS prepared_s
+"""
 
 _TABLES = """
     SELECT DISTINCT published.schemaname::text, published.tablename::text, relation.relreplident::text,
@@ -143,11 +152,35 @@ class SlotStatus:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """A server that is ready to stream, our slot on it if it exists, and the publications made just now."""
+    """A server that is ready to stream, our slot on it if it exists, and the publications made just now.
+
+    ``slots`` are all of the server.
+    """
 
     facts: ServerFacts
     slot: SlotStatus | None
     created_publications: tuple[str, ...]
+    slots: tuple[SlotStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a slot, and what holds it back although we read.
+
+    ``max_slot_wal_keep_bytes`` `None`: nothing does. ``oldest_write_s`` and ``prepared_s`` are the ages of the oldest
+    open transaction that has written, and of the oldest prepared one: no slot lets go of WAL from before their
+    beginning. Of other roles' transactions only members of ``pg_read_all_stats`` are told.
+    """
+
+    max_slot_wal_keep_bytes: int | None
+    freeze_max_age: int
+    oldest_write_s: float | None
+    prepared_s: float | None
+
+    @property
+    def held_back_s(self) -> float:
+        """How long a transaction has been open that holds slots back; 0 if none is known."""
+        return max(self.oldest_write_s or 0.0, self.prepared_s or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +252,9 @@ async def preflight(
     elif slot.database != facts.database:
         raise SlotWrongDatabase(slot.name, str(slot.database), facts.database)
     # An active slot already has its walsender, and the one who waits for it inherits that.
-    if not (slot and slot.active) and await _busy_walsenders(conn) >= facts.max_wal_senders:
+    if not (slot and slot.active) and await busy_walsenders(conn) >= facts.max_wal_senders:
         raise NoFreeWalSender(facts.max_wal_senders)
-    return Preflight(facts, slot, tuple(missing))
+    return Preflight(facts, slot, tuple(missing), tuple(slots))
 
 
 async def slot_status(conn: AsyncConnection[Any], name: str) -> SlotStatus | None:
@@ -232,6 +265,15 @@ async def slot_status(conn: AsyncConnection[Any], name: str) -> SlotStatus | Non
 async def all_slots(conn: AsyncConnection[Any]) -> list[SlotStatus]:
     """Every slot of the server, physical and foreign ones too, by name."""
     return await _slots(conn, None)
+
+
+async def limits(conn: AsyncConnection[Any]) -> Limits:
+    """What bounds slots on this server."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_LIMITS)
+        row = await cursor.fetchone()
+        assert row is not None
+        return Limits(**row)
 
 
 async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool = False) -> LSN:
@@ -246,7 +288,7 @@ async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool =
     Source: https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
     """
     name = validate_slot_name(name)
-    if failover and conn.info.server_version < _HAS_FAILOVER_SLOTS:
+    if failover and conn.info.server_version < HAS_FAILOVER_SLOTS:
         raise UnsupportedServer(
             conn.info.server_version, "cannot keep a slot through a failover", "use 17 or newer, or switch it off"
         )
@@ -265,6 +307,13 @@ async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool =
         if facts.wal_level == "logical":
             raise
         raise WalLevelTooLow(facts.wal_level, sqlstate=error.sqlstate) from error
+
+
+async def emit_heartbeat(conn: AsyncConnection[Any]) -> None:
+    """Put a word into the WAL that nobody broadcasts: decoding passes it, and so moves on. Nothing on a standby."""
+    await conn.execute(
+        "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_logical_emit_message(false, 'walcast', 'heartbeat') END"
+    )
 
 
 async def drop_slot(conn: AsyncConnection[Any], name: str) -> bool:
@@ -328,7 +377,8 @@ async def _create_publications(conn: AsyncConnection[Any], names: Sequence[str])
         await create_publication(conn, name)
 
 
-async def _busy_walsenders(conn: AsyncConnection[Any]) -> int:
+async def busy_walsenders(conn: AsyncConnection[Any]) -> int:
+    """How many walsenders serve somebody."""
     # Every role sees the rows of this view, if not what is in them; in pg_stat_activity it would not know them.
     return int(await _value(conn, sql.SQL("SELECT count(*) FROM pg_stat_replication")))
 

@@ -43,6 +43,22 @@ def landing(request: HttpRequest) -> HttpResponse:
     return HttpResponse(render_to_string("landing.html", context, request), headers=BROWSER_HEADERS)
 
 
+@csrf_exempt
+def inspector(request: HttpRequest) -> HttpResponse:
+    """`/inspector`: a page that joins topics of this server, for GET and HEAD; 404 if `INSPECTOR` is off.
+
+    It has no authority of its own: what it may hear is decided by the token that its visitor brings to the websocket.
+    """
+    if request.method not in ("GET", "HEAD") or not settings.INSPECTOR:
+        return not_found(request)
+    context = {
+        "demo": settings.DEMO_DSN is not None,
+        "secured": settings.SECURE_CHANNELS,
+        "dashboard_url": "/admin/" if settings.DASHBOARD else None,
+    }
+    return HttpResponse(render_to_string("inspector.html", context, request), headers=BROWSER_HEADERS)
+
+
 def _is_at_this_machine(request: HttpRequest) -> bool:
     """Tell whether the visitor sits at the server: only they may read the database's password off the page.
 
@@ -50,6 +66,11 @@ def _is_at_this_machine(request: HttpRequest) -> bool:
     """
     is_near = request.META.get("REMOTE_ADDR") in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
     return is_near and split_domain_port(request.get_host())[0] in ("127.0.0.1", "[::1]", "localhost")
+
+
+def to_dashboard(request: HttpRequest) -> HttpResponse:
+    """`/admin`, as people type it."""
+    return HttpResponse(status=HTTPStatus.FOUND, headers={"Location": "/admin/"})
 
 
 @csrf_exempt

@@ -10,9 +10,10 @@ from typing import Any
 
 from channels.layers import get_channel_layer
 from django.conf import settings
-from django.core.management import BaseCommand, CommandError, call_command
+from django.core.management import BaseCommand, CommandError
 
-from realtime_project.application import make_publisher, replicator_settings, run_together, tune
+from realtime_project.application import make_publisher, process_parts, replicator_settings, run_together, tune
+from realtime_project.tables import make_tables
 from replication.models import DjangoRecordStore
 from replication.publisher import LayerPublisher
 from replication.replicator import Replicator
@@ -52,8 +53,7 @@ class Command(BaseCommand):
                 "set it to a Redis or Valkey such as redis://localhost:6379/0, or run everything in one process: "
                 "manage.py realtime"
             )
-        settings.WALCAST_HOME.mkdir(parents=True, exist_ok=True)
-        call_command("migrate", verbosity=0, interactive=False)
+        make_tables()
         tune()
         asyncio.run(_stream(create_publication=create_publication))
         self.stdout.write("stopped")
@@ -67,7 +67,7 @@ async def _stream(*, create_publication: bool) -> None:
     replicator = Replicator(
         replicator_settings(create_publication=create_publication, exclusive=True), publisher, DjangoRecordStore()
     )
-    parts = [replicator.run(), chain.answer_pulls(replicator.answer)]
+    parts = [replicator.run(), chain.answer_pulls(replicator.answer), *process_parts(replicator, webhooks)]
     if webhooks is not None:
         webhooks.log = replicator.changelog
         parts.append(webhooks.run())
