@@ -305,6 +305,21 @@ def _plain_insert(data: bytes) -> list[Text] | None:
     return pieces if is_ascii else [piece.decode() for piece in pieces]
 
 
+def plain_values(data: bytes) -> list[bytes] | None:
+    """The values of an INSERT, or of an UPDATE that tells of no old row, behind an empty first item; or `None`.
+
+    `None` means that the row has another shape (a NULL, a value of 64 KiB or more, an old row) and is for `decode_row`,
+    which also says what is wrong with bytes that are no row at all. The values are not decoded: they may be anything.
+    """
+    if len(data) < 10 or data[5] != _NEW:
+        return None
+    values = _split(data[8:])
+    size = len(values[-1])
+    if values[0] or len(values) - 1 != data[6] << 8 | data[7] or size != data[-size - 2] << 8 | data[-size - 1]:
+        return None
+    return values
+
+
 def decode_row(data: bytes) -> Row:
     """Decode a row change (`ROW_KINDS`) to texts. Raises `PgOutputError`, also for what is not UTF-8."""
     try:

@@ -7,19 +7,28 @@ plain ``daphne`` command has it too.
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
+import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
+from autobahn.twisted import websocket as autobahn_twisted
+from autobahn.websocket import protocol as autobahn_protocol
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer
-from twisted.internet.tcp import Connection
+from twisted.internet.tcp import Connection, Port
+from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
+from streaming.tally import tally
 from streaming.transport import WAY_EXTENSION
+
+logger = logging.getLogger(__name__)
 
 DENIAL_EXTENSION = "websocket.http.response"
 
@@ -37,9 +46,18 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     """
 
     idle_timeout_s: float | None = 60.0
+    max_message_bytes = 0
+    # Autobahn's options, where they are not its factory's:
+    failByDrop = False  # a client that breaks the protocol is told why (1002, 1007) before the end
+    echoCloseCodeReason = True
+    maxFramePayloadSize = maxMessagePayloadSize = 0  # Daphne's 1 MiB; `max_message_bytes` takes its place
+
     on_drained: Callable[[], None] | None = None
+    _upgrade: object = None
     _denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
     _producing = False
+    has_closed = False
+    """We have ended it: what the client's close says then is only an echo."""
 
     # The way out
 
@@ -93,6 +111,8 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     def _close(self, code: int, reason: str) -> None:
         # Autobahn's sendClose allows applications 1000 and 3000 to 4999 only; we are the server, and say 1011 or 1012.
         if self.state == self.STATE_OPEN:
+            self.has_closed = True
+            tally.closed("server", code)
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:123] or None, isReply=False)
 
     def abort(self) -> None:  # see ShortWay
@@ -100,17 +120,43 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         self.dropConnection(abort=True)
 
     def connectionMade(self) -> None:
-        """Twisted: a connection begins; Autobahn has just copied its factory's options."""
+        """Twisted: a connection begins."""
+        self._share_options()
         super().connectionMade()
         # The HTTP channel that read the upgrade is still the transport's producer; nobody speaks through it any more.
+        self._upgrade = getattr(self.transport, "producer", None)
         self.transport.unregisterProducer()
-        self.failByDrop = False  # a client that breaks the protocol is told why (1002, 1007) before the end
-        self.echoCloseCodeReason = True
+
+    def _share_options(self) -> None:
+        # Autobahn copies its factory's options into each connection that has none of its own: that would be half of the
+        # memory of an idle one.
+        shared, factory = type(self), self.factory
+        for name in () if "autoFragmentSize" in shared.__dict__ else self.CONFIG_ATTRS:
+            if not hasattr(shared, name):
+                value = getattr(factory, name)
+                setattr(shared, name, staticmethod(value) if callable(value) else value)
+
+    def onOpen(self) -> None:
+        """Autobahn: the handshake is done; what it needed may go."""
+        self.http_request_data = self.http_response_data = self.http_status_line = ""
+        self.http_headers = self.request.headers = dict[str, str]()
+        upgrade: Any = self._upgrade
+        self._upgrade = None
+        is_http: bool = isinstance(upgrade, HTTPChannel)
+        if is_http:
+            upgrade.setTimeout(None)
+            for request in upgrade.requests:
+                request.channel = None
+            upgrade.requests.clear()
+        super().onOpen()
 
     def connectionLost(self, reason: Any = None) -> None:
         """Twisted: the connection has ended."""
         self.on_drained = None
         super().connectionLost(reason)
+        # Without these circles a connection is freed when it has ended; else it would wait for the garbage collector.
+        self.is_closed = self.is_open = self._transport_details = None
+        self.application_deferred = None
 
     # Refusals before the upgrade (the ASGI extension "Websocket Denial Response", which Daphne lacks)
 
@@ -144,6 +190,15 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         extra = "".join(f"{name}: {value}\r\n" for name, value in responseHeaders or ())
         self.sendData(f"HTTP/1.1 400 Bad Request\r\n{extra}content-length: 0\r\nconnection: close\r\n\r\n".encode())
 
+    # Large messages
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        """Autobahn: a frame of the client begins. (Its own limits are some for what we send as well.)"""
+        super().onMessageFrameBegin(length)
+        size, most = self.message_data_total_length, self.max_message_bytes
+        if 0 < most < size and not self.failedByMe:
+            self._max_message_size_exceeded(size, most, "message-too-big")
+
     # Idle sockets
 
     def dataReceived(self, data: bytes) -> None:
@@ -156,17 +211,26 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
             self.close_with(1000, "")
 
 
-def install(*, idle_timeout_s: float | None = 60.0, pings: bool = True) -> None:
+def install(
+    *, idle_timeout_s: float | None = 60.0, pings: bool = True, share_port: bool = False, max_message_bytes: int = 0
+) -> None:
     """Make Daphne build `RealtimeProtocol` connections that tell the application of their `ShortWay`.
 
-    ``pings`` off is for tests of the idle timeout: the pong to our ping counts as life.
+    ``pings`` off is for tests of the idle timeout: the pong to our ping counts as life. ``share_port`` lets other
+    processes listen on the same port. A client's message of more than ``max_message_bytes`` (0: any) closes its socket
+    with 1009.
     """
     protocol = type(
         "ConfiguredRealtimeProtocol",
         (RealtimeProtocol,),
-        {"idle_timeout_s": idle_timeout_s, **({} if pings else {"_sendAutoPing": lambda self: None})},
+        {
+            "idle_timeout_s": idle_timeout_s,
+            "max_message_bytes": max_message_bytes,
+            **({} if pings else {"_sendAutoPing": lambda self: None}),
+        },
     )
     WebSocketFactory.protocol = protocol
+    _spare_debug_texts()
     if getattr(Server.create_application, "knows_the_short_way", False):
         return
     stock = Server.create_application
@@ -180,11 +244,82 @@ def install(*, idle_timeout_s: float | None = 60.0, pings: bool = True) -> None:
 
     create_application.knows_the_short_way = True  # type: ignore[attr-defined]
     Server.create_application = create_application
+    _end_in_order()
+    if share_port:
+        _share_ports()
+
+
+def _spare_debug_texts() -> None:
+    """Autobahn composes texts for its debug log, read or not: a fifth of the time that a handshake takes."""
+
+    def nothing(*_: object, **__: object) -> str:
+        return ""
+
+    for module in (autobahn_protocol, autobahn_twisted):
+        for name in ("pformat", "hl", "hltype", "hlval", "hlid"):
+            if hasattr(module, name):
+                setattr(module, name, nothing)
+
+
+def _share_ports() -> None:
+    """Daphne listens with SO_REUSEPORT: the kernel spreads new connections over all processes of the port."""
+    stock: Any = Port.createInternetSocket
+
+    def create_internet_socket(port: Port) -> socket.socket:
+        listener: socket.socket = stock(port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return listener
+
+    Port.createInternetSocket = create_internet_socket  # type: ignore[method-assign]
+
+
+# The end of the process
+
+_endings: list[Callable[[], Coroutine[Any, Any, None]]] = []
+_hurry: asyncio.Event | None = None
 
 
 def before_shutdown(coroutine_function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run this when Daphne's reactor is told to stop, and let it finish; under other servers nothing happens."""
-    if (reactor := sys.modules.get("twisted.internet.reactor")) is not None and getattr(reactor, "running", False):
-        reactor.addSystemEventTrigger(
-            "before", "shutdown", lambda: Deferred.fromFuture(asyncio.ensure_future(coroutine_function()))
-        )
+    """Run this when Daphne is told to stop, and let it finish; under other servers nothing happens.
+
+    Nobody can connect any more then, and the sockets that are open go on as before.
+    """
+    _endings.append(coroutine_function)
+
+
+def hurry() -> asyncio.Event:
+    """Set when Daphne is told to stop a second time: whoever takes his time to end should not."""
+    global _hurry  # noqa: PLW0603 - a process has one end
+    if _hurry is None:
+        _hurry = asyncio.Event()
+    return _hurry
+
+
+def _end_in_order() -> None:
+    # Daphne cancels what runs for its connections as soon as it is told to stop. First comes what we have to do, while
+    # clients are still answered.
+    stock = Server.kill_all_applications
+
+    async def end(server: Server) -> None:
+        loop, second = asyncio.get_running_loop(), hurry()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not in the main thread, where signals are none of our business
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(second.set))
+        for listener in server.listeners:
+            port: Any = getattr(listener, "result", None)
+            is_listening: bool = isinstance(port, Port)
+            if is_listening:
+                port.stopListening()
+        for outcome in await asyncio.gather(*(ending() for ending in _endings), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                logger.error("not ended in order", exc_info=outcome)
+        # Stock Daphne stumbles over a connection whose application has ended already.
+        server.connections = {
+            protocol: details for protocol, details in server.connections.items() if "application_instance" in details
+        }
+        await stock(server).asFuture(loop)
+
+    def kill_all_applications(server: Server) -> object:
+        return Deferred.fromFuture(asyncio.ensure_future(end(server)))
+
+    Server.kill_all_applications = kill_all_applications

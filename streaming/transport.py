@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from streaming.frames import Parcel
+from streaming.frames import TEXT, Parcel
+from streaming.tally import tally
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,11 @@ class Outlet(Protocol):
 
     queued_bytes: int
 
-    def write(self, parcel: Parcel) -> None:
-        """Send the messages in their turn."""
+    def write(self, parcel: Parcel, *, bounded: bool = True) -> None:
+        """Send the messages in their turn.
+
+        What is not ``bounded`` (a replay comes at once, however fast its client reads) does not count as too much.
+        """
 
     def urgent(self, parcel: Parcel) -> None:
         """Send the messages before what is queued."""
@@ -77,7 +81,19 @@ _LAST_WORDS_S = 5.0
 class DirectOutlet:
     """The short way: ready frames, the same bytes for everyone, straight to the connection's socket."""
 
-    __slots__ = ("_ending", "_limits", "_moved_at", "_offset", "_queue", "_urgent", "_way", "queued_bytes")
+    __slots__ = (
+        "_allowance",
+        "_ending",
+        "_limits",
+        "_moved_at",
+        "_offset",
+        "_queue",
+        "_urgent",
+        "_way",
+        "queued_bytes",
+        "sent_bytes",
+        "sent_messages",
+    )
 
     def __init__(self, way: ShortWay, limits: OutletLimits) -> None:
         self._way, self._limits = way, limits
@@ -86,11 +102,18 @@ class DirectOutlet:
         self._offset = 0
         self._ending: tuple[int, str] | None = None
         self._moved_at = 0.0
-        self.queued_bytes = 0
+        self._allowance = 0
+        self.queued_bytes = self.sent_bytes = self.sent_messages = 0
         way.on_drained = self._drain
 
-    def write(self, parcel: Parcel) -> None:  # see Outlet
+    def write(self, parcel: Parcel, *, bounded: bool = True) -> None:  # see Outlet
         if self._ending is None:
+            if not bounded:
+                self._allowance = parcel.size + (self._allowance if self._queue else 0)
+            elif not self._queue:
+                self._allowance = 0
+            self.sent_messages += len(parcel.messages)
+            self.sent_bytes += parcel.size
             self._put(parcel.frames)
 
     def urgent(self, parcel: Parcel) -> None:  # see Outlet
@@ -106,6 +129,11 @@ class DirectOutlet:
             self._ending = code, reason
             if not self._queue:
                 self._way.close_with(code, reason)
+
+    @property
+    def is_closing(self) -> bool:
+        """We are ending the socket, or have."""
+        return self._ending is not None or bool(getattr(self._way, "has_closed", False))
 
     def check(self, now: float) -> None:  # see Outlet
         self._way.check_idle(now)
@@ -125,7 +153,7 @@ class DirectOutlet:
             return
         self._queue.append(frames)
         self.queued_bytes += size
-        if self.queued_bytes > self._limits.max_bytes:
+        if self.queued_bytes > self._limits.max_bytes + self._allowance:
             self._too_slow("bytes")
 
     def _feed(self) -> None:
@@ -174,31 +202,43 @@ class AsgiOutlet:
 
     def __init__(self, send: Send, limits: OutletLimits) -> None:
         self._send, self._limits = send, limits
-        self._queue: deque[bytes] = deque()
-        self._urgent: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        self._urgent: deque[tuple[bytes, int]] = deque()
         self._ending: tuple[int, str] | None = None
-        self.queued_bytes = 0
+        self._allowance = 0
+        self.queued_bytes = self.sent_bytes = self.sent_messages = 0
         self._moved_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    def write(self, parcel: Parcel) -> None:  # see Outlet
+    def write(self, parcel: Parcel, *, bounded: bool = True) -> None:  # see Outlet
         if self._ending is not None:
             return
-        self._queue.extend(parcel.messages)
+        if not bounded:
+            self._allowance = parcel.size + (self._allowance if self._queue else 0)
+        elif not self._queue:
+            self._allowance = 0
+        self._queue.extend((message, parcel.opcode) for message in parcel.messages)
         self.queued_bytes += parcel.size
-        if self.queued_bytes > self._limits.max_bytes:
+        self.sent_messages += len(parcel.messages)
+        self.sent_bytes += parcel.size
+        if self.queued_bytes > self._limits.max_bytes + self._allowance:
             self._too_slow("bytes")
         self._wake()
 
     def urgent(self, parcel: Parcel) -> None:  # see Outlet
         if self._ending is None:
-            self._urgent.extend(parcel.messages)
+            self._urgent.extend((message, parcel.opcode) for message in parcel.messages)
             self._wake()
 
     def close(self, code: int, reason: str) -> None:  # see Outlet
         if self._ending is None:
             self._ending = code, reason
             self._wake()
+
+    @property
+    def is_closing(self) -> bool:
+        """We are ending the socket, or have."""
+        return self._ending is not None
 
     def check(self, now: float) -> None:  # see Outlet
         if self._task is not None and self._ending is None and now - self._moved_at > self._limits.max_wait_s:
@@ -213,14 +253,16 @@ class AsgiOutlet:
         try:
             while self._urgent or self._queue:
                 if self._urgent:
-                    message = self._urgent.popleft()
+                    message, opcode = self._urgent.popleft()
                 else:
-                    message = self._queue.popleft()
+                    message, opcode = self._queue.popleft()
                     self.queued_bytes -= len(message)
-                await self._send({"type": "websocket.send", "text": message.decode()})
+                content = {"text": message.decode()} if opcode == TEXT else {"bytes": message}
+                await self._send({"type": "websocket.send", **content})
                 self._moved_at = time.monotonic()
             if self._ending is not None:
                 code, reason = self._ending
+                tally.closed("server", code)
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
         except Exception as error:  # the connection is gone, in whatever words the server says so
             logger.debug("socket gone", extra={"error": error})

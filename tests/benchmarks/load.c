@@ -1,11 +1,13 @@
 /* The readers of the benchmark: many websockets of the legacy protocol in one thread, counting what arrives.
  *
- *     load PORT PATH CLIENTS MESSAGES IDLE_S LIMIT_S TOPIC
+ *     load PORT PATH CLIENTS MESSAGES IDLE_S LIMIT_S AT_ONCE TOPIC JOIN EVENT
  *
- * Opens CLIENTS connections to 127.0.0.1, joins TOPIC on each, prints "ready SECONDS" when all have joined, and then
- * counts the INSERT messages. It ends when every client has MESSAGES of them, when nothing came for IDLE_S seconds, or
+ * Opens CLIENTS connections to 127.0.0.1, joins TOPIC on each ({n} in it is the number of the client), prints "ready SECONDS" when all have joined, and then
+ * counts the messages of EVENT; JOIN is the payload of the join. It ends when every client has MESSAGES of them, when nothing came for IDLE_S seconds, or
  * after LIMIT_S seconds whatever happens, and prints one line of JSON. A message that holds "@@" and a number of
  * microseconds since 1970 is timed against it.
+ *
+ * At most AT_ONCE handshakes are under way; many may wait in the listener's backlog, and be timed as its repeated SYNs.
  *
  * Written for speed where the frames come in, and for shortness elsewhere; it trusts its server.
  */
@@ -29,7 +31,6 @@ enum {
     MAX_CLIENTS = 20000,
     MAX_LIMIT_S = 600,
     MAX_LATENCIES = 8 << 20,
-    HANDSHAKES_AT_ONCE = 64, /* more would wait in the listener's backlog, and be timed as its repeated SYNs */
     READ_BYTES = 256 << 10,
 };
 
@@ -43,7 +44,8 @@ struct client {
     size_t rest_len, rest_size;
 };
 
-static const char NEEDLE[] = "\"event\":\"INSERT\"";
+static char needle[64];
+static size_t needle_len;
 static const char STAMP[] = "@@";
 
 static struct client *clients;
@@ -52,8 +54,7 @@ static long wanted, messages, bytes;
 static double first_at, last_at;
 static uint32_t *latencies_us;
 static size_t latency_count;
-static char join_frame[4096];
-static size_t join_len;
+static const char *topic, *join_payload;
 
 static void die(const char *format, ...)
 {
@@ -134,7 +135,7 @@ static void take_text(struct client *client, const char *text, size_t len)
         joined_count++;
         return;
     }
-    if (!memmem(text, len, NEEDLE, sizeof NEEDLE - 1))
+    if (!memmem(text, len, needle, needle_len))
         return;
     double arrived_at = now();
     if (!messages)
@@ -186,6 +187,22 @@ static size_t take_frames(struct client *client, const char *data, size_t len)
     return at;
 }
 
+static void join(struct client *client)
+{
+    char text[2048], frame[2100];
+    const char *number = strstr(topic, "{n}");
+    int before = number ? (int)(number - topic) : (int)strlen(topic);
+    int len = snprintf(text, sizeof text, "{\"topic\":\"%.*s", before, topic);
+    if (number && len < (int)sizeof text)
+        len += snprintf(text + len, sizeof text - (size_t)len, "%d%s", (int)(client - clients), number + 3);
+    if (len < (int)sizeof text)
+        len += snprintf(text + len, sizeof text - (size_t)len, "\",\"event\":\"phx_join\",\"payload\":%s,\"ref\":\"1\"}",
+                        join_payload);
+    if (len >= (int)sizeof text)
+        die("the topic is too long");
+    send_all(client, frame, make_frame(frame, sizeof frame, 1, text, (size_t)len));
+}
+
 /* Take the answer to the upgrade, and join. Returns how many bytes it was; 0 if it is not all there yet. */
 static size_t take_upgrade(struct client *client, const char *data, size_t len)
 {
@@ -195,7 +212,7 @@ static size_t take_upgrade(struct client *client, const char *data, size_t len)
     if (len < 12 || memcmp(data, "HTTP/1.1 101", 12))
         die("the server did not upgrade: %.*s", (int)(end - data < 80 ? end - data : 80), data);
     client->state = UPGRADED;
-    send_all(client, join_frame, join_len);
+    join(client);
     return (size_t)(end - data) + 4;
 }
 
@@ -273,11 +290,11 @@ static void report(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 8)
-        die("usage: load PORT PATH CLIENTS MESSAGES IDLE_S LIMIT_S TOPIC");
-    int port = atoi(argv[1]), wanted_clients = atoi(argv[3]);
+    if (argc != 11)
+        die("usage: load PORT PATH CLIENTS MESSAGES IDLE_S LIMIT_S AT_ONCE TOPIC JOIN EVENT");
+    int port = atoi(argv[1]), wanted_clients = atoi(argv[3]), at_once = atoi(argv[7]);
     double idle_s = atof(argv[5]), limit_s = atof(argv[6]), started_at = now(), heard_at = started_at;
-    char request[2048], join[2048];
+    char request[2048];
     wanted = atol(argv[4]);
     if (wanted_clients < 1 || wanted_clients > MAX_CLIENTS || limit_s <= 0 || limit_s > MAX_LIMIT_S)
         die("1 to %d clients, and at most %d seconds", MAX_CLIENTS, MAX_LIMIT_S);
@@ -285,11 +302,13 @@ int main(int argc, char **argv)
                                "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                                "Sec-WebSocket-Key: d2FsY2FzdCBiZW5jaG1hcg==\r\nSec-WebSocket-Version: 13\r\n\r\n",
                                argv[2], port);
-    int text_len = snprintf(join, sizeof join, "{\"topic\":\"%s\",\"event\":\"phx_join\",\"payload\":{},\"ref\":\"1\"}",
-                            argv[7]);
-    if (request_len >= (int)sizeof request || text_len >= (int)sizeof join)
-        die("the path or the topic is too long");
-    join_len = make_frame(join_frame, sizeof join_frame, 1, join, (size_t)text_len);
+    topic = argv[8];
+    join_payload = argv[9];
+    needle_len = (size_t)snprintf(needle, sizeof needle, "\"event\":\"%s\"", argv[10]);
+    if (needle_len >= sizeof needle)
+        die("the event's name is too long");
+    if (request_len >= (int)sizeof request)
+        die("the path is too long");
 
     struct rlimit files;
     if (!getrlimit(RLIMIT_NOFILE, &files)) {
@@ -304,7 +323,7 @@ int main(int argc, char **argv)
 
     while (finished_count < wanted_clients && closed_count < wanted_clients) {
         static struct epoll_event events[1024];
-        while (client_count < wanted_clients && client_count - joined_count - closed_count < HANDSHAKES_AT_ONCE)
+        while (client_count < wanted_clients && client_count - joined_count - closed_count < at_once)
             connect_next(epoll, port, request);
         int count = epoll_wait(epoll, events, 1024, 100);
         for (int i = 0; i < count; i++) {

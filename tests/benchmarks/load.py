@@ -21,6 +21,10 @@ IDLE_S = 8.0
 """So long may nothing arrive before a run counts as ended."""
 
 
+AT_ONCE = 64
+"""Handshakes that are under way at a time."""
+
+
 class NoCompiler(RuntimeError):
     """Nothing here compiles C."""
 
@@ -74,14 +78,28 @@ def compiled() -> Path:
 
 
 class LoadClients:
-    """``clients`` sockets on one topic, each waiting for ``messages`` INSERTs; all have joined when it is entered.
+    """``clients`` sockets on one topic, each waiting for ``messages`` of an event; all have joined when it is entered.
+
+    ``{n}`` in the topic is the number of the client, from 0. ``at_once`` of them shake hands at a time.
 
     Raises `LoadFailed` if they cannot connect, or are refused.
     """
 
-    def __init__(self, *, port: int, path: str, topic: str, clients: int, messages: int, limit_s: float) -> None:
-        numbers = (clients, messages, IDLE_S, limit_s)
-        self._argv: Sequence[str] = (str(compiled()), str(port), path, *map(str, numbers), topic)
+    def __init__(
+        self,
+        *,
+        port: int,
+        path: str,
+        topic: str,
+        clients: int,
+        messages: int,
+        limit_s: float,
+        at_once: int = AT_ONCE,
+        join: str = "{}",
+        event: str = "INSERT",
+    ) -> None:
+        numbers = (clients, messages, IDLE_S, limit_s, at_once)
+        self._argv: Sequence[str] = (str(compiled()), str(port), path, *map(str, numbers), topic, join, event)
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(

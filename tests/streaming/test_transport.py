@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streaming.frames import Parcel, text_frames
+from streaming.frames import BINARY, Parcel, text_frames
 from streaming.transport import (
     SLOW_READER,
     SLOW_READER_REASON,
@@ -161,9 +161,11 @@ async def test_through_any_asgi_server_messages_go_out_one_by_one_and_urgent_one
     outlet = outlet_for({"extensions": {}}, send, OutletLimits())
     assert isinstance(outlet, AsgiOutlet)
     outlet.write(Parcel([b"one", b"two"]))
+    outlet.write(Parcel([b"\x00\xff"], BINARY))
     outlet.urgent(Parcel([b"now"]))
     outlet.close(1012, "shutdown")
     may_go.set()
     await asyncio.wait_for(done.wait(), 5)
-    assert [message.get("text") for message in sent] == ["now", "one", "two", None]
+    assert [message.get("text") for message in sent] == ["now", "one", "two", None, None]
+    assert [message.get("bytes") for message in sent] == [None, None, None, b"\x00\xff", None]
     assert sent[-1] == {"type": "websocket.close", "code": 1012, "reason": "shutdown"}

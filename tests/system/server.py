@@ -28,8 +28,8 @@ _INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV",
 class ManagedProcess:
     """A subprocess with its output in a file, ready when ``ready(self)`` says so.
 
-    ``env`` comes on top of a few inherited variables. Starting raises `RuntimeError` if the process ends before it is
-    ready, and `TimeoutError` if it takes too long; both show its output.
+    ``env`` comes on top of a few inherited variables; it runs in the folder ``cwd``. Starting raises `RuntimeError` if
+    the process ends before it is ready, and `TimeoutError` if it takes too long; both show its output.
     """
 
     def __init__(
@@ -37,7 +37,10 @@ class ManagedProcess:
         argv: Sequence[str | Path],
         env: Mapping[str, str],
         ready: Callable[[ManagedProcess], bool] = lambda _: True,
+        *,
+        cwd: Path = PROJECT,
     ) -> None:
+        self.cwd = cwd
         self.argv = [str(part) for part in argv]
         self.env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self.env |= {"PYTHONUNBUFFERED": "1"} | dict(env)
@@ -64,7 +67,7 @@ class ManagedProcess:
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv,
-                cwd=PROJECT,
+                cwd=self.cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -218,3 +221,29 @@ def http_status(port: int, path: str = "/") -> int | None:
         return None
     finally:
         connection.close()
+
+
+def children(pid: int) -> dict[int, str]:
+    """The processes that a process has started: pid to name."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            before, _, rest = path.read_text().rpartition(")")
+            if int(rest.split()[1]) == pid:
+                found[int(before.split()[0])] = before.partition("(")[2]
+    return found
+
+
+def listeners(port: int) -> set[int]:
+    """The processes that listen on a port of 127.0.0.1."""
+    wanted = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
+    }
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if path.readlink().name.removeprefix("socket:[").rstrip("]") in wanted:
+                found.add(int(path.parts[2]))
+    return found

@@ -1,0 +1,79 @@
+"""Many changes of one table in a row are taken together, and nobody sees the difference."""
+
+from __future__ import annotations
+
+import random
+import struct
+from datetime import UTC, datetime
+
+import pytest
+
+from replication.changes import TRUNCATE, Change, Chunk, Column, Relation
+from streaming.matching import Audience, Matcher
+from streaming.phoenix import serializer_for
+from streaming.subscriptions import Subscription
+
+AT = datetime(2026, 11, 25, 18, 30, 1, 500, tzinfo=UTC)
+TOPICS = ("realtime:*", "realtime:public", "realtime:public:users", "realtime:public:orders:id=eq.7")
+RELATIONS = [
+    Relation(1, "public", "users", "f", (Column("id", "int8", 20, -1, True), Column("name", "text", 25, -1, False))),
+    Relation(2, "public", "orders", "d", (Column("id", "int8", 20, -1, True),)),
+    Relation(3, "private", "audit", "d", (Column("id", "int8", 20, -1, True),)),
+]
+
+
+def cells(*values: str | None) -> bytes:
+    encoded = [b"n" if value is None else b"t" + struct.pack("!I", len(value)) + value.encode() for value in values]
+    return struct.pack("!H", len(encoded)) + b"".join(encoded)
+
+
+def data(dice: random.Random, relation: Relation) -> bytes:
+    """A row change as PostgreSQL sends it; some are not plain, and some are broken."""
+    values = [str(dice.randint(1, 9)), dice.choice(["plain", 'a "quoted" one', None])][: len(relation.columns)]
+    head = struct.pack("!I", relation.oid)
+    match dice.choice("IIIIIIIIUD-T"):
+        case "U":
+            return b"U" + head + b"N" + cells(*values)
+        case "D":
+            return b"D" + head + b"K" + cells(*values)
+        case "-":
+            return b"I" + head + b"N" + cells(*values, "one too many")
+        case "T":
+            return TRUNCATE
+        case _:
+            return b"I" + head + b"N" + cells(*values)
+
+
+def changes(dice: random.Random) -> list[Change]:
+    made: list[Change] = []
+    while len(made) < 300:
+        relation = dice.choice(RELATIONS)
+        for _ in range(dice.choice([1, 3, 40])):
+            made.append(Change(1000 + len(made), 0, relation, data(dice, relation)))
+    return made
+
+
+def delivered(chunks: list[Chunk], *, positions: bool) -> dict[str, tuple[list[bytes], list[int]]]:
+    matcher = Matcher()
+    matcher.epoch = "epoch"
+    audiences: list[Audience] = [
+        matcher.audience(Subscription(topic, positions=positions), serializer_for("1.0.0")) for topic in TOPICS
+    ]
+    matcher.match(chunks)
+    return {audience.topic: (audience.messages, audience.order) for audience in audiences}
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_runs_read_as_the_same_changes_one_by_one(seed: int, positions: bool) -> None:
+    made = changes(random.Random(seed))
+    together = delivered([Chunk(5000, AT, 7, made)], positions=positions)
+    apart = delivered([Chunk(5000, AT, 7, [change]) for change in made], positions=positions)
+    for topic in TOPICS:
+        assert together[topic][0] == apart[topic][0]
+    in_order = [
+        [message for _, message in sorted((order, message) for who in result.values() for message, order in zip(*who, strict=True))]
+        for result in (together, apart)
+    ]
+    assert in_order[0] == in_order[1]
+    assert len(in_order[0]) > 300
