@@ -1,0 +1,3 @@
+"""Walcast: PostgreSQL changes over websockets."""
+
+__version__ = "0.2.0"

@@ -8,3 +8,7 @@ class ReplicationConfig(AppConfig):
 
     name = "replication"
     verbose_name = "Walcast replication"
+
+    def ready(self) -> None:
+        """Register the system checks."""
+        from replication import checks  # noqa: F401

@@ -162,6 +162,19 @@ class Webhooks:
         """Hand on the tick."""
         await self._publisher.tick(tick)
 
+    def counts(self) -> list[dict[str, str | int]]:
+        """How many posts each endpoint was told, failed to be told, and let go; and how many wait."""
+        return [
+            {
+                "name": endpoint.name,
+                "delivered": endpoint.delivered,
+                "failed": endpoint.failed,
+                "dropped": endpoint.dropped,
+                "waiting": endpoint.waiting,
+            }
+            for endpoint in self.endpoints
+        ]
+
     async def run(self) -> None:
         """Post until cancelled; then go on for ``shutdown_s`` with what waits, and say what is lost."""
         async with httpx2.AsyncClient(timeout=None, headers={"user-agent": "walcast"}) as client:

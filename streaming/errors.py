@@ -8,7 +8,13 @@ StreamingError
 ├── HandshakeRefused      a websocket that is answered before its upgrade
 ├── UnusableSecret        a configured secret that cannot protect anything
 ├── InvalidJwks           a JWKS that cannot be read, or has no key of use
-└── InvalidClaimValidators
+├── InvalidClaimValidators
+├── InvalidFilter         a filter of postgres_changes that cannot be read
+├── InvalidBinding        a listener of postgres_changes that cannot be served
+├── CatalogueAway         the database cannot be asked about its tables
+├── RosterAway            the records that processes share cannot be reached
+├── ProcessSilent         another process did not answer
+└── CommandFailed         another process could not do what it was asked
 """
 
 from __future__ import annotations
@@ -69,6 +75,7 @@ TOKEN_REFUSALS: Final = {
     "claims_not_an_object": "the token's claims are no JSON object, so there is nothing to check; sign an object",
     "exp_invalid": "the token's exp is not a number, so it is unknown when it ends; use seconds since 1970",
     "token_expired": "the token has expired; get a new one",
+    "claims_required": "a current channel needs a token with role and exp; issue it with both, or set JWT_DEFAULT_ROLE",
     "claim_missing": "the token lacks a claim that JWT_CLAIM_VALIDATORS asks for; issue it with that claim",
     "claim_mismatch": "a claim of the token is not what JWT_CLAIM_VALIDATORS asks for; issue it with that value",
 }
@@ -126,3 +133,59 @@ class InvalidClaimValidators(StreamingError):
             f"JWT claim validators is not a valid JSON object: {reason}; tokens could not be checked against it; "
             'write it with double quotes: {"iss": "Issuer"}'
         )
+
+
+class InvalidFilter(StreamingError):
+    """A filter that the grammar does not know; ``reason`` is in the protocol's words."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the filter cannot be read: {reason}; nothing was subscribed; write it as column=operator.value"
+        )
+
+
+class InvalidBinding(StreamingError):
+    """What a client listens to cannot be had; the text is the one it is told, in the protocol's words."""
+
+
+class CatalogueAway(StreamingError):
+    """The database cannot be asked at the moment; ``reason`` is what its driver said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the database cannot be asked about its tables: {reason}; subscriptions wait until it is back; "
+            "see that it runs, and that DATABASE_URL or DB_* lead to it"
+        )
+
+
+class RosterAway(StreamingError):
+    """The roster cannot be reached; ``reason`` is what Redis's client said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the roster is away: {reason}; processes cannot see one another until it is back; "
+            "see that the first Redis of REDIS_URL runs, and that it lets us in"
+        )
+
+
+class ProcessSilent(StreamingError):
+    """A process was asked, and did not answer in time."""
+
+    def __init__(self, process: str, command: str, timeout_s: float, *, reason: str = "") -> None:
+        self.process, self.command, self.timeout_s, self.reason = process, command, timeout_s, reason
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            f'process {process} did not answer "{command}" within {timeout_s:g} s{why}, so it may or may not have done '
+            "it; see that the process and Redis run, and try again"
+        )
+
+
+class CommandFailed(StreamingError):
+    """A process could not do what it was asked; ``reason`` is in its words."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the command was not carried out: {reason}")
