@@ -17,6 +17,7 @@ from replication.configuration import Configuration
 from replication.publisher import Publisher
 from replication.replicator import Replicator, ReplicatorSettings
 from streaming import problems
+from streaming.admission import WhenReady
 from streaming.catalogue import Catalogue
 from streaming.health import REPLICATORS, REPORT_LEASE_S, REPORT_S
 from streaming.hub import Hub
@@ -47,7 +48,7 @@ EMBEDDED_SLOT = "walcast"
 def tune() -> None:
     """Let the garbage collector look less often: what the ring and the hub keep is many small values, and no cycles."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 20, 10)
 
 
 def make_hub(dsn: str | None = None, **more: Any) -> Hub:
@@ -127,7 +128,7 @@ def make_application(hub: Hub) -> Any:
         max_sockets_per_address=settings.MAX_CONNECTIONS_PER_ADDRESS,
         live=live_application(make_dashboard(), settings.CSRF_TRUSTED_ORIGINS) if settings.DASHBOARD else None,
     )
-    application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+    application = ProtocolTypeRouter({"http": http, "websocket": WhenReady(websocket, hub)})
     return BehindProxies(application, settings.TRUSTED_PROXIES) if settings.TRUSTED_PROXIES else application
 
 
@@ -135,7 +136,7 @@ def make_observatory(kind: str | None = None) -> Observatory:
     """What looks at this process; ``kind`` says what the process is, once somebody knows."""
     if this_process.observatory is None:
         this_process.observatory = Observatory(
-            problems.installed(), hub=this_process.hub, rooms=this_process.rooms, decoded=this_process.decoded
+            problems.installed(), hub=this_process.hub, rooms=this_process.rooms, timed=this_process.timed
         )
     this_process.observatory.kind = kind or this_process.observatory.kind
     return this_process.observatory
@@ -172,7 +173,7 @@ def make_publisher(chain: Publisher) -> tuple[Publisher, Webhooks | None]:
     for place, reason in configuration.oddities():
         logger.warning("part of CONFIGURATION_FILE has no effect", extra={"place": place, "reason": reason})
     timed = TimedPublisher(chain)
-    this_process.decoded = timed.latency
+    this_process.timed = timed
     publisher: Publisher = timed
     if settings.TOPIC_GROUPS and (layer := get_channel_layer()) is not None:
         publisher = TopicGroups(publisher, layer, settings.TOPIC_GROUPS, configuration)
@@ -202,6 +203,8 @@ def process_parts(
     observatory = make_observatory(kind)
     observatory.answer(intercom)
     parts: list[Coroutine[Any, Any, None]] = [intercom.run(), observatory.run(configured_roster())]
+    if this_process.dashboard is not None:
+        parts.append(this_process.dashboard.run())
     if this_process.rooms is not None:
         parts.append(this_process.rooms.run())
     if replicator is not None:

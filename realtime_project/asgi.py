@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "realtime_project.settings")
@@ -23,9 +23,11 @@ from streaming.drain import drain
 from streaming.follower import Follower
 from streaming.short_way import before_shutdown, hurry
 
-READY_S = 2.0
-"""How long after its start a hub that has not heard of the chain keeps websockets waiting. Then they are admitted all
-the same: a replicator that is away is no reason to turn clients away."""
+logger = logging.getLogger(__name__)
+
+END_S = 5.0
+"""How long what runs beside the sockets may take to end."""
+
 
 if not settings.REDIS_URL:
     sys.exit(
@@ -49,18 +51,13 @@ class Application:
         self._application = make_application(self._hub)
         self._follower: Follower | None = None
         self._task: asyncio.Future[Any] | None = None
-        self._started = 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
-        follower = self._follower or self._follow()
+        self._follow()
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        if scope["type"] == "websocket" and not follower.ready.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._started + READY_S):
-                    await follower.ready.wait()
         await self._application(scope, receive, send)
 
     def start(self) -> None:
@@ -82,7 +79,6 @@ class Application:
             return self._follower
         layer = get_channel_layer()
         assert layer is not None
-        self._started = asyncio.get_running_loop().time()
         self._follower = Follower(self._hub, layer)
         parts = run_together(self._follower.run(), self._hub.tend(), *process_parts())
         self._task = asyncio.create_task(parts, name="walcast")
@@ -95,8 +91,10 @@ class Application:
         finally:
             if self._task is not None:
                 self._task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._task
+                # A driver may swallow the cancellation of what waits for it: the process ends all the same.
+                _, late = await asyncio.wait([self._task], timeout=END_S)
+                if late:
+                    logger.warning("parts of the process did not end in time", extra={"waited_s": END_S})
 
 
 application = Application()

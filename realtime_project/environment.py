@@ -64,7 +64,7 @@ class Texts(Mapping[str, str]):
             self.problems.append(problem)
 
 
-class Environment(environ.Env):
+class Environment(environ.Env):  # type: ignore[misc]  # it has no types
     """django-environ on `Texts`, in which a dollar sign is a dollar sign: passwords begin with one."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:

@@ -154,6 +154,10 @@ def _django_database(text: str) -> dict[str, Any]:
         config: dict[str, Any] = environ.Env.db_url_config(text)
     if not config.get("ENGINE"):
         raise ValueError
+    if config["ENGINE"].endswith("sqlite3"):
+        # The record, sessions and the audit log are written by several threads and processes: each waits for its turn
+        # from the beginning of its transaction on. One that reads first cannot wait, and fails ("database is locked").
+        config.setdefault("OPTIONS", {}).update(transaction_mode="IMMEDIATE", timeout=20)
     return config
 
 
@@ -296,7 +300,7 @@ MAX_TOPIC_LENGTH = _read("MAX_TOPIC_LENGTH", _integer(10, 1_000_000), 10_240, "h
 SLOW_READER_MAX_MB = _read("SLOW_READER_MAX_MB", _number(1), 32.0, "a number of megabytes, at least 1")
 SLOW_READER_MAX_WAIT_S = _read("SLOW_READER_MAX_WAIT_S", _number(1), 10.0, "a number of seconds, at least 1")
 DRAIN_S = _read("DRAIN_S", _number(0, 600), 5.0, "a number of seconds, 0 to 600")
-MAX_FRAME_BYTES = _read("MAX_FRAME_BYTES", _integer(1000, 1 << 30), 5_000_000, "bytes of a client's frame, 1000 or more")
+MAX_FRAME_BYTES = _read("MAX_FRAME_BYTES", _integer(1000, 1 << 30), 5_000_000, "bytes of one frame, 1000 or more")
 MAX_RECORD_BYTES = _read("MAX_RECORD_BYTES", _integer(1000, 1 << 30), 1 << 20, "bytes of a record, 1000 or more")
 BROADCAST_STAR_EVENT = _read("BROADCAST_STAR_EVENT", _bool, False, "true or false")
 
@@ -400,6 +404,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS_ONLY
 ROOT_URLCONF = "realtime_project.urls"
 ASGI_APPLICATION = "realtime_project.asgi.application"
 INSTALLED_APPS = [
+    "streaming",  # before the admin, some of whose templates are ours
     "realtime_project.apps.AdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -410,7 +415,6 @@ INSTALLED_APPS = [
     "channels",
     "realtime_project",
     "replication",
-    "streaming",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -102,6 +102,8 @@ class Survey:
 
     async def close(self) -> None:
         """Let go of the connection."""
+        if self._idle is not None:
+            self._idle.cancel()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()

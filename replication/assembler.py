@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from replication import pgoutput
 from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
 from replication.errors import PgOutputError, ProtocolViolation, UnknownRelation
+from replication.facts import TableFacts
 from replication.lsn import LSN, Position
 from replication.record import OWN_TABLES
 
@@ -117,6 +119,17 @@ class Assembler:
             case _:
                 pass  # Origin and LogicalMessage carry nothing that is broadcast.
         return None
+
+    @property
+    def relations(self) -> list[Relation]:
+        """The relations that changes come of, as they were announced last."""
+        return [relation for relation in self._relations.values() if relation is not None]
+
+    def renew(self, relation: Relation, facts: TableFacts) -> None:
+        """What comes from now on belongs to a relation with these facts, if ``relation`` still stands."""
+        if self._relations.get(relation.oid) is relation:
+            self._row_oid = None
+            self._relations[relation.oid] = replace(relation, facts=facts)
 
     def take(self) -> Chunk | None:
         """Hand out the changes that are waiting, or `None`. Everything is committed: it may be published."""

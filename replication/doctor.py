@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import psycopg
@@ -20,6 +20,7 @@ from replication.errors import ConnectionFailed, ReplicationError, drop_sql, quo
 from replication.guardian import Guardian
 from replication.headroom import HALF, MOST
 from replication.lsn import LSN
+from replication.providers import pooler_of, provider_of
 from replication.record import OWN_TABLES
 from replication.slots import Limits, PublishedTable, ServerFacts, SlotStatus
 
@@ -87,7 +88,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be streamed: where from, and by which names. ``hidden_tables`` are published but never broadcast."""
+    """What is to be streamed: where from, and by which names. ``hidden_tables`` are published but never broadcast.
+
+    Only tokens of the roles ``secured_for`` hear of tables with row security (`None`: everybody does).
+    """
 
     dsn: str
     publications: Sequence[str]
@@ -95,10 +99,43 @@ class Subject:
     max_lag_bytes: int = 0
     hidden_tables: Collection[tuple[str, str]] = ()
     ip_version: str | None = None
+    secured_for: Collection[str] | None = None
 
 
 async def examine(subject: Subject) -> list[Finding]:
     """Look at everything that streaming from this server depends on. Raises nothing: what goes wrong is a finding."""
+    return in_the_words_of_the_provider(await _examine(subject), host_of(subject.dsn))
+
+
+def host_of(dsn: str) -> str:
+    """The host that a connection string names, if it names one."""
+    return str(psycopg.conninfo.conninfo_to_dict(dsn).get("host") or "")
+
+
+def in_the_words_of_the_provider(findings: Sequence[Finding], host: str) -> list[Finding]:
+    """The same findings, with the cures that a managed database at this host has in place of the usual ones."""
+    provider, told = provider_of(host), []
+    for finding in findings:
+        hint, sql = "", finding.sql
+        if finding.level == "failure" and finding.check == "no pooler" and (pooler := pooler_of(host)) is not None:
+            hint = f"this is {pooler}"
+        elif finding.level == "failure" and provider is not None and finding.check in _PROVIDERS_SAY:
+            said = getattr(provider, _PROVIDERS_SAY[finding.check])
+            hint, sql = f"with {provider.name}: {said}", ()
+        told.append(replace(finding, cure=hint, sql=sql) if hint else finding)
+    return told
+
+
+_PROVIDERS_SAY: Final = {
+    "connection": "network",
+    "replication connection": "network",
+    "wal_level": "parameter",
+    "privilege": "role",
+}
+"""Which of a provider's hints cures which check."""
+
+
+async def _examine(subject: Subject) -> list[Finding]:
     findings: list[Finding] = []
     try:
         dsn = await with_address(subject.dsn, subject.ip_version)
@@ -145,7 +182,7 @@ async def _look(conn: psycopg.AsyncConnection[Any], dsn: str, subject: Subject, 
         columns = await _texts(conn, _COLUMNS, names, list(_PRIVATE_COLUMNS))
         explicit = names[0] if len(names) == 1 and not existing[names[0]] else None
         findings.append(_private(tables, columns, subject, explicit))
-        findings.append(_row_security(tables))
+        findings.append(_row_security(tables, subject))
     findings.append(_slot(subject, facts, slot))
     findings.append(_headroom(subject, slot, limits, await slots.wal_position(conn)))
     findings += _other_slots(subject, all_slots)
@@ -188,7 +225,7 @@ def _direct(conn: psycopg.AsyncConnection[Any], server: dict[str, Any]) -> Findi
         "no pooler",
         "failure",
         "a pooler (PgBouncer, Supavisor…) stands between, and replication does not pass through one",
-        "connect to the server's own port; with Supabase that is db.PROJECT.supabase.co:5432",
+        "connect to the server's own host and port (5432 as a rule)",
     )
 
 
@@ -219,8 +256,7 @@ def _wal_level(facts: ServerFacts) -> Finding:
         "wal_level",
         "failure",
         f"wal_level is {facts.wal_level}, and rows can be decoded from the WAL at level logical only",
-        "then restart PostgreSQL (managed services have a parameter for it: rds.logical_replication, "
-        "cloudsql.logical_decoding)",
+        "run it as a superuser, then restart PostgreSQL",
         ["ALTER SYSTEM SET wal_level = logical;"],
     )
 
@@ -231,7 +267,7 @@ def _privilege(facts: ServerFacts) -> Finding:
             "privilege",
             "failure",
             f"role {quoted(facts.role)} has no REPLICATION privilege, so it may neither create a slot nor stream",
-            "a superuser runs it (on Amazon RDS: GRANT rds_replication TO the role)",
+            "a superuser runs it",
             [f"ALTER ROLE {quoted(facts.role)} REPLICATION;"],
         )
     if facts.is_superuser:
@@ -393,16 +429,22 @@ def _private(
     return Finding("private tables", "ok", f"nothing published sounds private{hidden}")
 
 
-def _row_security(tables: Sequence[PublishedTable]) -> Finding:
+def _row_security(tables: Sequence[PublishedTable], subject: Subject) -> Finding:
     secured = [table for table in tables if table.row_security]
     if not secured:
         return Finding("row security", "ok", "no published table has any")
+    if subject.secured_for is not None:
+        roles = _names(subject.secured_for) or "no role"
+        return Finding(
+            "row security", "ok", f"only {roles} may hear of {_tables(secured)}, whatever their policies say"
+        )
     return Finding(
         "row security",
         "warning",
-        f"it is on for {_tables(secured)}; policies are not evaluated for those who listen",
-        "see the README's section on security for who hears of these tables, and leave out of the publication what is "
-        "not for them",
+        f"on for {_tables(secured)}, and everybody who may open a socket hears all of their rows: policies are not "
+        "evaluated",
+        "leave out of the publication what is not for everybody; or secure channels (SECURE_CHANNELS), without "
+        "IGNORE_ROW_SECURITY: then only BYPASS_ROLES hear of these tables",
     )
 
 

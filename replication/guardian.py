@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from replication import slots
 from replication.errors import StreamEnded
-from replication.headroom import MOST, Budget, Doublings, LagClock, Level, Steps, wal_budget
+from replication.headroom import HALF, MOST, Budget, Doublings, LagClock, Level, Steps, wal_budget
 from replication.lsn import LSN
 from replication.slots import Limits, PublishedTable, SlotStatus
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 """Between two looks at where the server's WAL ends."""
 SLOTS_EVERY, TABLES_EVERY = 5, 30
-"""How many looks lie between two at the slots, and at the published tables."""
+"""How many looks lie between two at the slots (none when one is short of WAL), and at the published tables."""
 
 OUR_LIMIT, SERVER_LIMIT, XID_LIMIT = "MAX_REPLICATION_LAG_MB", "max_slot_wal_keep_size", "autovacuum_freeze_max_age"
 
@@ -58,6 +58,8 @@ class Guardian:
         self._steps = {name: Steps() for name in (OUR_LIMIT, SERVER_LIMIT, XID_LIMIT)}
         self._doublings = Doublings()
         self._lag = LagClock()
+        self._pressed = 0
+        """How often in a row the ring has been shortened."""
         self.slots: Sequence[SlotStatus] = ()
         self.tables: Sequence[PublishedTable] = ()
         self.limits: Limits | None = None
@@ -73,7 +75,7 @@ class Guardian:
         while True:
             self.wal_end = await slots.wal_position(conn)
             self._lag.saw(self.wal_end, time.monotonic())
-            if turn % SLOTS_EVERY == 0:
+            if turn % SLOTS_EVERY == 0 or self._is_tight:
                 self.limits = await slots.limits(conn)
                 self.slots = await slots.all_slots(conn)
                 self._judge(slot_name, done_lsn())
@@ -81,6 +83,11 @@ class Guardian:
                 self.tables = await slots.publication_tables(conn, self._publications)
             turn += 1
             await asyncio.sleep(LOOK_S)
+
+    @property
+    def _is_tight(self) -> bool:
+        """Half of a budget of WAL is used, or more: it is time to look more often."""
+        return any(self._steps[name].said > Level.FINE for name in (OUR_LIMIT, SERVER_LIMIT))
 
     def slot(self, name: str | None) -> SlotStatus | None:
         """The slot of that name as it was last seen."""
@@ -127,7 +134,7 @@ class Guardian:
             raise StreamEnded(reason)
         budgets = self.budgets(slot_name, done_lsn)
         for budget in budgets:
-            if budget.name == SERVER_LIMIT and budget.share >= MOST:
+            if budget.name == SERVER_LIMIT:
                 self._save_slot(slot_name, budget, done_lsn)
             level = self._steps[budget.name].take(budget.share)
             if level is not None:
@@ -139,11 +146,16 @@ class Guardian:
             )
 
     def _save_slot(self, slot_name: str, budget: Budget, done_lsn: int) -> None:
-        # What is published but kept for resuming clients is worth less than the slot.
-        if self._shorten_ring is None:
+        """Let the ring hold back less and less WAL, while the slot is near its end and until it is well again."""
+        if budget.share < HALF:
+            self._pressed = 0
+        if self._shorten_ring is None or budget.share < (HALF if self._pressed else MOST):
             return
-        allowed = max(0, budget.limit // 2 - (self.lag_bytes(done_lsn) or 0))
-        if self._shorten_ring(allowed):
+        # What is published but kept for resuming clients is worth less than the slot. A slot lags twice: PostgreSQL
+        # moves restart_lsn on only when all of what it had decoded at some earlier moment has been acknowledged.
+        allowed = max(0, (budget.limit >> 2 + self._pressed) - (self.lag_bytes(done_lsn) or 0))
+        has_left, self._pressed = self._shorten_ring(allowed), self._pressed + 1
+        if has_left and self._pressed == 1:
             logger.warning(
                 "ring shortened: the slot was about to be lost",
                 extra={"slot": slot_name, "used_percent": round(budget.share * 100), "budget": budget.name},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +28,12 @@ PULL_GROUP = "walcast.pull"
 """The replicators listen here; whoever publishes answers."""
 
 PULL_LIMIT_BYTES = 1 << 20
+
+PACE = "chain.pace"
+"""And what a hub says to the replicators while even the fastest readers of a channel have too much before them."""
+
+PACE_HOLDS_S = 1.0
+"""A hub that is full says so again and again; one that has not said it for so long is not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +123,20 @@ class LayerPublisher:
     """The chain through a channel layer, for hubs in other processes.
 
     A layer that is away is waited for: what is not published does not leave the ring, and nothing more is read
-    meanwhile.
+    meanwhile. So are hubs whose fastest readers cannot take more (`PACE`).
     """
 
     def __init__(self, layer: BaseChannelLayer, *, retry_s: float = 0.2, longest_s: float = 5.0) -> None:
         self._layer = layer
         self._retry_s, self._longest_s = retry_s, longest_s
+        self._full: dict[str, float] = {}
+        """The hubs that have said they are full, and when."""
+        self._room = asyncio.Event()
 
     async def publish(self, envelope: Envelope) -> None:
         """Send the envelope to all hubs; tries until the layer takes it."""
+        if self._full:
+            await self._wait_for_room()
         message = {"type": ENVELOPE, "data": envelope.encode()}
         delay_s = self._retry_s
         while True:
@@ -158,7 +171,28 @@ class LayerPublisher:
                 logger.warning("channel layer away", extra={"error": error})
                 await asyncio.sleep(self._retry_s)
 
+    async def _wait_for_room(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._full = {hub: said_at for hub, said_at in self._full.items() if now - said_at < PACE_HOLDS_S}
+            if not self._full:
+                return
+            self._room.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._room.wait(), PACE_HOLDS_S)
+            stop_if_cancelled()
+
+    def _hear_pace(self, message: dict[str, Any]) -> None:
+        hub = str(message.get("hub"))
+        if message.get("full"):
+            self._full[hub] = time.monotonic()
+        elif self._full.pop(hub, None) is not None:
+            self._room.set()
+
     async def _reply(self, message: dict[str, Any], answer: PullAnswer) -> None:
+        if message.get("type") == PACE:
+            self._hear_pace(message)
+            return
         try:
             epoch, have, reply_to = message["epoch"], Position(*message["have"]), message["reply_to"]
         except (KeyError, TypeError) as error:

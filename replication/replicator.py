@@ -21,7 +21,7 @@ from replication.assembler import Assembler
 from replication.changelog import Changelog
 from replication.changes import Chunk, Envelope, Relation
 from replication.connection import ReplicationConnection, with_address
-from replication.copy_both import XLogData
+from replication.copy_both import PrimaryKeepalive, xlog_payload
 from replication.errors import (
     ConnectionFailed,
     PgOutputError,
@@ -42,7 +42,7 @@ from replication.pgoutput import POSTGRES_EPOCH
 from replication.progress import Progress
 from replication.publisher import Publisher, stop_if_cancelled
 from replication.record import Identity, Record, source_hash
-from replication.status import BudgetStatus, Meter, ReplicatorStatus, RingStatus
+from replication.status import MOST_TABLES, BudgetStatus, Meter, ReplicatorStatus, RingStatus
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ SILENCE_S = 15.0
 """Each of our status updates asks for an answer: a server that is silent for so long is gone."""
 GUARD_TURNS = 5
 """How many ticks lie between two looks at the slot's lag."""
+LEARN_TURNS = 5
+"""How many lie between two looks at what the catalogue says of the tables."""
 UNDECODABLE_TRIES = 3
 REPLACEMENTS, REPLACEMENT_WINDOW_S = 3, 3600.0
 
@@ -242,7 +244,8 @@ class Replicator:
                 for budget in guardian.budgets(self._slot_name, done_lsn)
             ],
             slots=guardian.slots,
-            tables=guardian.tables,
+            tables=guardian.tables[:MOST_TABLES],
+            table_count=len(guardian.tables),
             server_version=self._server_version,
         )
 
@@ -411,6 +414,10 @@ class Replicator:
     def _progress(self) -> Progress:
         return self._history.progress
 
+    @property
+    def _assembler(self) -> Assembler | None:
+        return self._history.assembler
+
     async def _follow(self, catalogue: Catalogue, connection: ReplicationConnection, assembler: Assembler) -> None:
         self._waiting_since = None
         self.streaming.set()
@@ -478,11 +485,12 @@ class Replicator:
         progress, now = self._progress, time.monotonic()
         if frames:
             self.meter.progress_at = now
+        start_lsn: int | None = None
         for frame in frames:
-            message = copy_both.parse(frame)
-            if isinstance(message, XLogData):
+            if (payload := xlog_payload(frame)) is not None:
+                start_lsn, data = payload
                 try:
-                    chunk = assembler.feed(message.start_lsn, message.data)
+                    chunk = assembler.feed(start_lsn, data)
                 except (PgOutputError, UnknownRelation) as error:
                     # Contained: one change that cannot be read must not stop the others.
                     self.meter.unreadable += 1
@@ -491,9 +499,11 @@ class Replicator:
                 if chunk is not None:
                     self._keep(chunk, now)
             else:
-                self._agree(self._history.heard(message, now, int(time.time())))
-        if frames and isinstance(message, XLogData):
-            progress.received(message.start_lsn)
+                keepalive, start_lsn = copy_both.parse(frame), None
+                assert isinstance(keepalive, PrimaryKeepalive)
+                self._agree(self._history.heard(keepalive, now, int(time.time())))
+        if start_lsn is not None:
+            progress.received(start_lsn)
         if not more and (chunk := assembler.take()) is not None:
             self._keep(chunk, now)
 
@@ -515,6 +525,15 @@ class Replicator:
             relation.learn(facts)
         self._unlearned.clear()
 
+    async def _learn_again(self, catalogue: Catalogue, assembler: Assembler) -> None:
+        """Look for what the stream does not announce: a parent's row security, new attributes of a type."""
+        relations = [relation for relation in assembler.relations if relation.facts is not None]
+        if relations:
+            found = await lookup.table_facts(catalogue, relations)
+            for relation, facts in zip(relations, found, strict=True):
+                if facts != relation.facts:
+                    assembler.renew(relation, facts)
+
     async def _publish_waiting(self) -> None:
         envelope = self._history.waiting()
         if envelope is None:
@@ -535,6 +554,8 @@ class Replicator:
         for turn in itertools.count(1):
             if turn % GUARD_TURNS == 0 and (reason := await self._lag_reason(catalogue, 0)):
                 raise StreamEnded(reason)
+            if turn % LEARN_TURNS == 0 and self._history.assembler is not None:
+                await self._learn_again(catalogue, self._history.assembler)
             if self._waiting_since is not None and time.monotonic() - self._waiting_since > SILENCE_S:
                 raise StreamEnded(f"the server has not said a word for {SILENCE_S:g} seconds")
             self._history.evict(time.monotonic())

@@ -9,6 +9,8 @@ Source: https://www.postgresql.org/docs/current/view-pg-replication-slots.html
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +35,12 @@ from replication.errors import (
 )
 from replication.lsn import LSN
 
+logger = logging.getLogger(__name__)
+
 PLUGIN = "pgoutput"
+
+CREATION_SLOW_S = 5.0
+"""A slot that takes longer to make waits for somebody: that is worth a word."""
 
 _OLDEST_VERSION = 100000
 _DECODES_ON_STANDBY = 160000
@@ -279,8 +286,8 @@ async def limits(conn: AsyncConnection[Any]) -> Limits:
 async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool = False) -> LSN:
     """Create a permanent pgoutput slot, and return its consistent point: what commits later, it will send.
 
-    Waits until the transactions that write at this moment have ended. With ``failover`` (PostgreSQL 17), standbys
-    that synchronise slots keep a copy.
+    Waits until the transactions that write at this moment have ended, and says so when that takes long. With
+    ``failover`` (PostgreSQL 17), standbys that synchronise slots keep a copy.
 
     Raises `InvalidSlotName`, `NoFreeReplicationSlot`, `ReplicationPrivilegeMissing`, `WalLevelTooLow` or
     `UnsupportedServer`; psycopg's ``DuplicateObject`` if the slot exists.
@@ -295,6 +302,7 @@ async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool =
     query = sql.SQL("SELECT lsn::text FROM pg_create_logical_replication_slot(%s, %s{})").format(
         sql.SQL(", failover => true" if failover else "")
     )
+    waiting = asyncio.get_running_loop().call_later(CREATION_SLOW_S, _say_waiting, name)
     try:
         return LSN.parse(await _value(conn, query, [name, PLUGIN]))
     except errors.ConfigurationLimitExceeded as error:
@@ -307,6 +315,15 @@ async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool =
         if facts.wal_level == "logical":
             raise
         raise WalLevelTooLow(facts.wal_level, sqlstate=error.sqlstate) from error
+    finally:
+        waiting.cancel()
+
+
+def _say_waiting(name: str) -> None:
+    logger.warning(
+        "slot creation waits for open transactions",
+        extra={"slot": name, "cure": "see the oldest xact_start in pg_stat_activity, and pg_prepared_xacts; end it"},
+    )
 
 
 async def emit_heartbeat(conn: AsyncConnection[Any]) -> None:

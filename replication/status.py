@@ -46,7 +46,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class RingStatus:
-    """The ring of recent changes: ``floor`` is the newest position that has left, ``age_s`` the age of the oldest kept."""
+    """The ring of recent changes: ``floor`` is the newest position that has left, ``age_s`` how old its oldest is."""
 
     floor: Position
     last: Position
@@ -83,7 +83,8 @@ class ReplicatorStatus:
 
     ``progress_age_s``: seconds since the server last said something on the stream (`None`: never yet). ``lag_bytes``
     and ``lag_s`` reach from what has been published to the end of the server's WAL, and say nothing of what the ring
-    holds back. ``catalog_xmin_age`` and sizes are in ``slots``, of which ``slot_name`` is ours.
+    holds back. ``catalog_xmin_age`` and sizes are in ``slots``, of which ``slot_name`` is ours. ``tables`` are the
+    first `MOST_TABLES` of the ``table_count`` published ones: it is told every second.
     """
 
     instance: str
@@ -112,6 +113,7 @@ class ReplicatorStatus:
     budgets: Sequence[BudgetStatus]
     slots: Sequence[SlotStatus]
     tables: Sequence[PublishedTable]
+    table_count: int
     server_version: str | None
 
     def as_json(self) -> dict[str, Any]:

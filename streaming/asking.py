@@ -15,7 +15,7 @@ from replication.changes import Chunk
 from streaming.catalogue import Catalogue
 from streaming.errors import CatalogueAway
 from streaming.knowledge import Answer, Failed
-from streaming.matching import Audience, Matcher
+from streaming.matching import Audience, Deferred, Matcher
 from streaming.phoenix import V2
 from streaming.predicates import Question
 from streaming.subscriptions import Subscription
@@ -29,7 +29,7 @@ ANSWER_S: Final = 15.0
 ROUNDS: Final = 50
 
 WAIT_S, WAIT_BYTES = 30.0, 32 << 20
-"""A channel whose changes have waited for so long, or are so many, fails: its client is told, and joins again."""
+"""A channel of which nothing has moved for so long, or so much waits, fails: its client is told, and joins again."""
 
 
 class Recipient(Protocol):
@@ -48,7 +48,8 @@ class Asking:
     def __init__(self, matcher: Matcher, catalogue: Catalogue | None, recipient: Recipient) -> None:
         self._matcher, self._catalogue, self._recipient = matcher, catalogue, recipient
         self._task: asyncio.Task[None] | None = None
-        self._since: dict[Audience, float] = {}
+        self._since: dict[Audience, tuple[Deferred, float]] = {}
+        """Of each audience, what is first in its queue, and since when."""
         self._is_away = False
 
     def start(self) -> None:
@@ -105,8 +106,12 @@ class Asking:
 
     def _look_after_the_impatient(self) -> None:
         now = time.monotonic()
-        self._since = {audience: self._since.get(audience, now) for audience in self._matcher.waiting}
-        for audience, since in list(self._since.items()):
+        before, self._since = self._since, {}
+        for audience in list(self._matcher.waiting):
+            first = audience.waiting[0]
+            item, since = before.get(audience, (first, now))
+            since = since if item is first else now
+            self._since[audience] = first, since
             if now - since > WAIT_S or audience.waiting_bytes > WAIT_BYTES:
                 logger.warning(
                     "channel failed: its filters could not be asked in time",

@@ -26,7 +26,14 @@ from streaming.bindings import Binding, not_enabled, rejected
 from streaming.errors import CatalogueAway
 from streaming.filter_language import MOST_VALUES, Condition
 from streaming.knowledge import Answer, Failed, Knowledge
-from streaming.predicates import PATTERN_OPERATORS, SQL_OPERATORS, Operand, Question, local_operand
+from streaming.predicates import (
+    PATTERN_OPERATORS,
+    SQL_OPERATORS,
+    Operand,
+    Question,
+    is_decided_here,
+    local_operand,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +54,8 @@ _PUBLISHED = """
     JOIN pg_class AS relation ON relation.relnamespace = namespace.oid AND relation.relname = published.tablename
     JOIN pg_attribute AS attribute ON attribute.attrelid = relation.oid AND attribute.attnum > 0
          AND NOT attribute.attisdropped
-         AND coalesce(to_jsonb(published) -> 'attnames' ? attribute.attname::text, true)
+         AND coalesce(to_jsonb(published) -> 'attnames' ? attribute.attname::text,
+                      to_jsonb(attribute) ->> 'attgenerated' = '', true)
     JOIN pg_type AS type ON type.oid = attribute.atttypid
     WHERE published.pubname = ANY (%(publications)s::text[])
           AND %(schema)s::text IN ('*', published.schemaname) AND %(table)s::text IN ('*', published.tablename)
@@ -60,9 +68,13 @@ _IS_OPERANDS = ("null", "true", "false", "unknown")
 
 
 class Verdict(NamedTuple):
-    """Whether a channel's bindings can be had: ``problem`` is what the client is told if not."""
+    """Whether a channel's bindings can be had: ``problem`` is what the client is told if not.
+
+    ``asks``: some of their filters are for PostgreSQL to judge. It holds ``until`` then, by the steady clock.
+    """
 
     problem: str | None
+    asks: bool
     until: float
 
 
@@ -117,31 +129,34 @@ class Catalogue:
         """
         if (known := self.verdict(bindings)) is not None:
             return known
-        problem = None
+        problem, asks = None, False
         for binding in dict.fromkeys(bindings):
-            if (problem := await self._problem(binding)) is not None:
+            problem, binding_asks = await self._problem(binding)
+            asks = asks or binding_asks
+            if problem is not None:
                 break
         # A refusal holds for this join: who tries again is answered anew.
-        verdict = Verdict(problem, time.monotonic() + (REMEMBER_S if problem is None else 0.2))
+        verdict = Verdict(problem, asks, time.monotonic() + (REMEMBER_S if problem is None else 0.2))
         if len(self._verdicts) > MOST_TABLES:
             self._verdicts.clear()
         self._verdicts[bindings] = verdict
         return verdict
 
-    async def _problem(self, binding: Binding) -> str | None:
+    async def _problem(self, binding: Binding) -> tuple[str | None, bool]:
+        """What is wrong with a binding, if anything is; and whether PostgreSQL has to judge its filter."""
+        problem: str | None = None
         for is_fresh in (False, True):
             relations = await self._relations(binding, fresh=is_fresh)
             if not relations:
                 problem = not_enabled(binding)
             else:
                 try:
-                    for relation in relations:
-                        await self._check(binding, relation)
+                    asks = [await self._check(binding, relation) for relation in relations]
                 except _Rejected as refusal:
                     problem = rejected(binding, refusal.reason)
                 else:
-                    return None
-        return problem
+                    return None, any(asks)
+        return problem, False
 
     async def _relations(self, binding: Binding, *, fresh: bool) -> list[Relation]:
         """The published tables that a binding names; of one that asks for nothing in particular, one is enough."""
@@ -152,6 +167,9 @@ class Catalogue:
             return relations
         relations = []
         async with self._lock:
+            until, known = self._published.get(key, (0.0, []))
+            if not fresh and time.monotonic() < until:
+                return known  # somebody who was before us in the queue has asked
             try:
                 conn = await self._connected()
                 async with conn.cursor(row_factory=tuple_row) as cursor:
@@ -179,19 +197,23 @@ class Catalogue:
             self._published[key] = time.monotonic() + REMEMBER_S, relations
         return relations
 
-    async def _check(self, binding: Binding, relation: Relation) -> None:
+    async def _check(self, binding: Binding, relation: Relation) -> bool:
+        """Whether PostgreSQL has to judge the binding's filter. Raises `_Rejected` if it cannot be had."""
         if relation.facts is None:
-            return
+            return False
+        asks = False
         columns = {column.name: facts for column, facts in zip(relation.columns, relation.facts.columns, strict=True)}
         for condition in binding.conditions:
             if (facts := columns.get(condition.column)) is None:
                 raise _raised(f"invalid column for filter {condition.column}")
-            await self._check_condition(condition, facts)
+            asks = not await self._check_condition(condition, facts) or asks
         for name in sorted(binding.shape.select or ()):
             if name not in columns:
                 raise _raised(f"invalid column for select {name}")
+        return asks
 
-    async def _check_condition(self, condition: Condition, column: ColumnFacts) -> None:
+    async def _check_condition(self, condition: Condition, column: ColumnFacts) -> bool:
+        """Whether Python can judge it. Raises `_Rejected`."""
         kind = column.type
         operator, value = condition.operator, condition.value
         if operator == "is":
@@ -200,18 +222,17 @@ class Catalogue:
             if value != "null" and kind.name != "bool":
                 shown = await self._shown_type(kind.sql)
                 raise _raised(f"is {value} filter requires a boolean column, got {shown}")
-            return
+            return True
         if operator in PATTERN_OPERATORS and kind.category != "S":
             shown = await self._shown_type(kind.sql)
             raise _raised(f"operator {operator} requires a text-compatible column type, got {shown}")
-        if (condition, kind.sql) in self.knowledge.operands:
-            return
-        operand = local_operand(condition, kind)
+        operand = self.knowledge.operands.get((condition, kind.sql)) or local_operand(condition, kind)
         if operand is None:
             operand = await self._read_operand(condition, kind.sql)
             self.knowledge.remember_operand(condition, kind.sql, operand)
         if operator == "in" and len(operand.texts) > MOST_VALUES:
             raise _raised(f"too many values for `in` filter. Maximum {MOST_VALUES}")
+        return is_decided_here(condition, column, operand)
 
     async def _shown_type(self, type_sql: str) -> str:
         return str(await self._value("SELECT format_type(to_regtype(%s)::oid, NULL)", [type_sql]))

@@ -164,8 +164,9 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             return
         with suppress(CatalogueAway, TimeoutError):
             async with asyncio.timeout(CHECK_S):
+                await self._hub.ready.wait()  # before its first start, a replicator may have yet to make the publication
                 verdict = await catalogue.check(config.bindings)
-            if resume is not None and resume.since is not None and verdict.problem is None:
+            if resume is not None and resume.since is not None and verdict.asks:
                 await self._hub.prepare_replay(config.bindings, resume.since)
 
     def _is_refused(self, subscription: Subscription) -> bool:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -29,7 +31,7 @@ from streaming.frames import Parcel
 from streaming.health import REPLICATORS, active_replicator
 from streaming.intercom import Intercom
 from streaming.latency import quantile, total
-from streaming.observatory import CLIENTS, DISCONNECT, HISTORY, HISTORY_S, PROCESSES, TOPICS, Observatory
+from streaming.observatory import CLIENTS, CLOCK, DISCONNECT, HISTORY, HISTORY_S, PROCESSES, TOPICS, Observatory
 from streaming.roster import Roster
 from streaming.transport import Outlet, OutletLimits, outlet_for
 from streaming.verdict import judge
@@ -37,6 +39,7 @@ from streaming.verdict import judge
 logger = logging.getLogger(__name__)
 
 ROUND_S: Final = 1.0
+CLOCK_EVERY_S: Final = 30.0
 RECHECK_S: Final = 60.0
 """How often it is looked whether the viewers are still staff."""
 
@@ -57,6 +60,9 @@ class DatabaseSurvey(Protocol):
 
     async def drop_slot(self, name: str) -> bool:
         """Drop a slot that nobody reads."""
+
+    async def close(self) -> None:
+        """Let go of the connection."""
 
 
 class Viewer(Protocol):
@@ -90,7 +96,18 @@ class Dashboard:
         self._wal: deque[tuple[float, int]] = deque(maxlen=HISTORY_S)
         self._lags: deque[tuple[int, int | None, float | None]] = deque(maxlen=HISTORY_S)
         self._reached = 0
+        self._clock_told_at = float("-inf")
         self._known: Mapping[str, Any] | None = None
+
+    async def run(self) -> None:
+        """Be there until cancelled; then nobody is shown anything any more, and the database is let go."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._viewers.clear()
+            if self._task is not None:
+                self._task.cancel()
+            await self._survey.close()
 
     # Viewers
 
@@ -158,6 +175,7 @@ class Dashboard:
             roster_error = str(error)
             replicators, processes = {}, {self._intercom.process: self.observatory.report()}
         database = await self._survey.slots()
+        await self._tell_clock(database)
         active = active_replicator(replicators)
         if active is not None:
             self._known = active
@@ -201,6 +219,21 @@ class Dashboard:
             for key in ("slots", "tables"):
                 replicator.pop(key, None)
         return state
+
+    async def _tell_clock(self, database: Mapping[str, Any]) -> None:
+        """Now and then tell the processes of this machine how far the clock of the database is from ours."""
+        now = time.monotonic()
+        if "clock_offset_s" not in database or now - self._clock_told_at < CLOCK_EVERY_S:
+            return
+        self._clock_told_at = now
+        measured = {
+            "host": socket.gethostname(),
+            "offset_s": database["clock_offset_s"],
+            "uncertainty_s": database["clock_uncertainty_s"],
+        }
+        self.observatory.take_clock(measured)
+        with suppress(Exception):  # a layer that is away says so elsewhere
+            await self._intercom.tell_everybody(CLOCK, measured)
 
     def _lag(self, active: Mapping[str, Any] | None, database: Mapping[str, Any]) -> dict[str, Any]:
         """How much log lies between the end of the WAL and what has been published, by the database's own word.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 from channels.layers import BaseChannelLayer
 
 from replication.changes import Envelope
 from replication.errors import EnvelopeError
-from replication.publisher import CHAIN_GROUP, ENVELOPE, PULL, PULL_GROUP, TICK, Tick
+from replication.publisher import CHAIN_GROUP, ENVELOPE, PACE, PULL, PULL_GROUP, TICK, Tick, stop_if_cancelled
 from streaming.chain import Chain, Deliver, Gap, Pull, Step
 from streaming.hub import Hub
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 REPEAT_PULL_S = 0.5
+REPEAT_PACE_S = 0.3
 
 
 class Follower:
@@ -29,6 +31,7 @@ class Follower:
         self._chain = Chain(hub.log)
         self._channel = ""
         self._pulled: tuple[Pull, float] | None = None
+        self._holding: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
 
     async def run(self) -> None:
@@ -38,10 +41,14 @@ class Follower:
                 self._channel = await self._layer.new_channel()
                 await self._layer.group_add(CHAIN_GROUP, self._channel)
                 while True:
+                    stop_if_cancelled()
                     await self._take(await self._layer.receive(self._channel))
             except Exception as error:  # whatever a layer's driver raises
                 logger.warning("channel layer away", extra={"error": error, "retry_s": RETRY_S})
                 await asyncio.sleep(RETRY_S)
+            finally:
+                if self._holding is not None:
+                    self._holding.cancel()
 
     async def _take(self, message: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -74,6 +81,8 @@ class Follower:
         match step:
             case Deliver(chunks=chunks):
                 hub.deliver(chunks)
+                if hub.pace.is_full and (self._holding is None or self._holding.done()):
+                    self._holding = asyncio.create_task(self._hold_the_replicator(), name="pace")
             case Gap(have=have, floor=floor, relations=relations):
                 logger.error("changes are missing", extra={"have": have, "floor": floor, "epoch": chain.epoch})
                 hub.tell_gap(relations)
@@ -83,3 +92,18 @@ class Follower:
                 self._pulled = pull, now
                 question = {"type": PULL, "epoch": epoch, "have": list(have), "reply_to": self._channel}
                 await self._layer.group_send(PULL_GROUP, question)
+
+    async def _hold_the_replicator(self) -> None:
+        """Say that our readers are full until they are not; what is on its way already is taken meanwhile."""
+        room = asyncio.create_task(self._hub.pace.room(), name="room")
+        try:
+            while not room.done():
+                await self._say_pace(full=True)
+                await asyncio.wait([room], timeout=REPEAT_PACE_S)
+            await self._say_pace(full=False)
+        finally:
+            room.cancel()
+
+    async def _say_pace(self, *, full: bool) -> None:
+        with suppress(Exception):  # whatever a layer's driver raises: unheard, the replicator simply goes on
+            await self._layer.group_send(PULL_GROUP, {"type": PACE, "hub": self._channel, "full": full})

@@ -365,12 +365,14 @@ class Hub:
 
     def heard(self, tick: Tick) -> None:
         """Take note of a tick; ``epoch`` and ``have`` say already what follows from it."""
-        self.last_tick = tick
+        is_first, self.last_tick = self.last_tick is None, tick
         if tick.epoch == self.epoch and self.have >= tick.published:
             self.ready.set()
         self._ticked.set()
         self._ticked = asyncio.Event()
         self._replays.clear()
+        if is_first and self._audiences:
+            self.tell_gap()  # they joined before anybody knew where the chain stood
         if self._waiting:
             self._admit_waiting()
 
@@ -416,6 +418,8 @@ class Hub:
             self._send(touched)
             self.latency.observe(self.clock.since(committed_at, time.time()))
         if self._matcher.waiting:
+            for audience in self._matcher.waiting:
+                self.pace.note(audience)
             self._asking.start()
         if self._waiting:
             self._admit_waiting()

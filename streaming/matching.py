@@ -118,9 +118,7 @@ class Audience:
         self._envelopes: dict[str, tuple[bytes, bytes]] = {}
         self._around: dict[Binding, tuple[bytes, bytes]] = {}
         bindings = subscription.bindings or ()
-        self._ids = {
-            binding: b"%d" % number for binding, number in zip(bindings, ids_of(bindings), strict=True)
-        }
+        self._ids = {binding: b"%d" % number for binding, number in zip(bindings, ids_of(bindings), strict=True)}
 
     def add(self, outlet: Outlet, join_number: int) -> None:
         """A socket joins it."""

@@ -88,12 +88,20 @@ class _Carrier:
         self.buffered = _gauge("buffered_bytes", "Bytes that wait for slow readers")
         self.buffered_p99 = _gauge("buffered_bytes_p99", "What 99 of 100 sockets have waiting at most", "livemax")
         self.buffered_max = _gauge("buffered_bytes_max", "What the slowest reader has waiting", "livemax")
+        self.broadcasts = _counter("broadcasts", "Broadcasts said here, or heard of another process", ["from"])
+        self.room_messages = _counter("room_messages_sent", "Messages of broadcast and presence handed to sockets")
+        self.room_bytes = _counter("room_sent_bytes", "Bytes of messages of broadcast and presence handed to sockets")
+        self.presence_changes = _counter("presence_changes", "Times that somebody came, went or showed something else")
+        self.users = _gauge("users", "Websockets that have joined something")
+        # Each process knows of everybody: the sum would count them again and again.
+        self.presences = _gauge("presences", "What is shown by those who are present, in all processes", "livemax")
         self.log_age = _gauge("log_age_seconds", "How far back a client can resume here", "livemin")
         self.log_bytes = _gauge("log_bytes", "Size of what can be replayed here")
 
     def carry(self, now: float) -> None:
         """Add what has come since the last time. ``now`` as `time.monotonic` has it."""
         self._carry_tally()
+        self._carry_rooms()
         if (hub := this_process.hub) is None:
             return
         counters = hub.counters
@@ -125,6 +133,18 @@ class _Carrier:
             for labels, count in counts.items():
                 self._more(metric.labels(*labels), (metric, labels), count)
         self._more_of(self.replayed, "replayed", tally.replays, tally.replayed)
+
+    def _carry_rooms(self) -> None:
+        if (rooms := this_process.rooms) is None:
+            return
+        messages, size = rooms.handed_out
+        self._more(self.broadcasts.labels("here"), "broadcasts", rooms.counters.broadcasts)
+        self._more(self.broadcasts.labels("elsewhere"), "from_elsewhere", rooms.counters.from_elsewhere)
+        self._more(self.presence_changes, "presence_changes", rooms.counters.presence_changes)
+        self._more(self.room_messages, "room_messages", messages)
+        self._more(self.room_bytes, "room_bytes", size)
+        self.users.set(rooms.traffic.users)
+        self.presences.set(rooms.presences.count())
 
     def _more(self, metric: Counter, key: Any, total: float) -> None:
         if (more := total - self._carried.get(key, 0)) > 0:

@@ -28,12 +28,13 @@ from streaming.rooms import Rooms
 from streaming.roster import PROCESS, Roster, keep
 from streaming.session import Session
 from streaming.subscriptions import Subscription
+from streaming.timed import TimedPublisher
 from streaming.transport import Outlet
 
 PROCESSES: Final = "process"
 """The kind of the processes' records in the roster: name to what `Observatory.report` returns."""
 
-CLIENTS, TOPICS, HISTORY, DISCONNECT = "clients", "topics", "history", "disconnect"
+CLIENTS, TOPICS, HISTORY, DISCONNECT, CLOCK = "clients", "topics", "history", "disconnect", "clock"
 """The commands that a process performs for a dashboard anywhere."""
 
 LOOK_S, LEASE_S = 1.0, 5.0
@@ -72,8 +73,8 @@ class Client(Protocol):
 class Observatory:
     """Looks while `run` runs.
 
-    ``kind`` says what the process is: realtime, sockets or replicator. Without a ``hub`` it has no clients. ``decoded``
-    counts how long changes take from their commit to the replicator of this process, if it has one.
+    ``kind`` says what the process is: realtime, sockets or replicator. Without a ``hub`` it has no clients. ``timed``
+    knows how long changes take from their commit to the replicator of this process, if it has one.
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class Observatory:
         *,
         hub: Hub | None = None,
         rooms: Rooms | None = None,
-        decoded: Histogram | None = None,
+        timed: TimedPublisher | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.kind = "sockets"
-        self._problems, self._hub, self._rooms, self._decoded = problems, hub, rooms, decoded
+        self._problems, self._hub, self._rooms = problems, hub, rooms
+        self._decoded = timed.latency if timed is not None else None
+        self._clocks = [part.clock for part in (hub, timed) if part is not None]
         self._clock = clock
         self._started_at = clock()
         self._samples: deque[Sample] = deque(maxlen=HISTORY_S)
@@ -106,6 +109,7 @@ class Observatory:
         intercom.on(TOPICS, self.topics)
         intercom.on(HISTORY, lambda _: [list(sample) for sample in self._samples])
         intercom.on(DISCONNECT, self.disconnect)
+        intercom.on(CLOCK, self.take_clock)
 
     async def run(self, roster: Roster) -> None:
         """Look, and tell the roster, once a second until cancelled."""
@@ -138,9 +142,8 @@ class Observatory:
         queued = [outlet.queued_bytes for outlet, _ in hub.sockets]
         self._queued = sum(queued), max(queued, default=0)
         counters = hub.counters
-        spoken = self._rooms.counters if self._rooms else None
-        messages = counters.messages + (getattr(spoken, "messages", 0) if spoken else 0)
-        counts = now, counters.changes, messages, counters.bytes
+        spoken, spoken_bytes = self._rooms.handed_out if self._rooms else (0, 0)
+        counts = now, counters.changes, counters.messages + spoken, counters.bytes + spoken_bytes
         if self._before is not None and now > self._before[0]:
             elapsed_s = now - self._before[0]
             changes, messages_s, bytes_s = (
@@ -241,6 +244,13 @@ class Observatory:
                 row["kinds"].append("room")
             row["events_per_s"] = round(self._topic_rates.get(topic, 0.0), 2)
         return {"rows": list(rows.values()), "total": len(members), "matching": len(matching)}
+
+    def take_clock(self, measured: Mapping[str, Any]) -> None:
+        """Somebody has asked the database for the time: ``offset_s`` is its clock minus ours, give or take."""
+        if measured["host"] != socket.gethostname():
+            return  # that is another clock
+        for clock in self._clocks:
+            clock.measured(float(measured["offset_s"]), float(measured["uncertainty_s"]))
 
     def disconnect(self, wanted: Mapping[str, Any]) -> bool:
         """Close the socket of that ``id``; false if it is not there any more."""

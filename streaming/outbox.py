@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
@@ -17,7 +18,19 @@ RETRY_S: Final = 0.5
 STALE_S: Final = 5.0
 """Broadcasts and presence are for the moment: what could not be sent for so long is left out."""
 
+MANY: Final = "outbox.many"
+"""The type of a message that holds several, for one group."""
+
+MANY_BYTES: Final = 256 << 10
 _OVERHEAD_BYTES: Final = 200
+
+
+def unpacked(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The messages that came as one, in their order."""
+    if message.get("type") == MANY and isinstance(messages := message.get("messages"), list):
+        yield from messages
+    else:
+        yield message
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,8 @@ class _Letter:
 
 class Outbox:
     """Messages for groups and channels, sent one after the other while `run` runs.
+
+    What waits for one group is sent together, as one message: `unpacked` takes it apart. An idle outbox adds no delay.
 
     At most ``max_bytes`` wait; what is above it is left out and counted in ``lost``, as is what grew stale.
     ``on_error`` is told what a layer that is away raises.
@@ -66,16 +81,39 @@ class Outbox:
             if not self._letters:
                 self._more.clear()
                 await self._more.wait()
-            letter = self._letters[0]
-            if time.monotonic() - letter.told_at > STALE_S:
+            letters = self._next()
+            if time.monotonic() - letters[0].told_at > STALE_S:
+                letters = letters[:1]
                 self.lost += 1
             else:
                 try:
-                    send = self._layer.send if letter.is_direct else self._layer.group_send
-                    await send(letter.target, letter.message)
+                    await self._send(letters)
                 except Exception as error:  # whatever a layer's driver raises
                     self._on_error(error)
                     await asyncio.sleep(RETRY_S)
                     continue
-            self._letters.popleft()
-            self._bytes -= letter.size
+            for letter in letters:
+                self._letters.popleft()
+                self._bytes -= letter.size
+
+    def _next(self) -> list[_Letter]:
+        """The letters that go out next: the first, and those right behind it that go to the same group."""
+        first = self._letters[0]
+        letters, size = [first], first.size
+        if not first.is_direct:
+            for letter in islice(self._letters, 1, None):
+                size += letter.size
+                if letter.target != first.target or letter.is_direct or size > MANY_BYTES:
+                    break
+                letters.append(letter)
+        return letters
+
+    async def _send(self, letters: list[_Letter]) -> None:
+        first = letters[0]
+        if first.is_direct:
+            await self._layer.send(first.target, first.message)
+        elif len(letters) == 1:
+            await self._layer.group_send(first.target, first.message)
+        else:
+            many = {"type": MANY, "messages": [letter.message for letter in letters]}
+            await self._layer.group_send(first.target, many)

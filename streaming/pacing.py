@@ -42,8 +42,8 @@ class Pace:
         return bool(self._full)
 
     def note(self, audience: Audience) -> None:
-        """Something was handed to those who hear the same."""
-        bound = self.bound_bytes
+        """Something was handed to those who hear the same, or waits for PostgreSQL's word on their filters."""
+        bound = self.bound_bytes - audience.waiting_bytes
         for outlet in audience.outlets:
             if outlet.queued_bytes <= bound:
                 if self._slow:
@@ -77,4 +77,4 @@ class Pace:
 
 
 def _least(audience: Audience) -> int:
-    return min((outlet.queued_bytes for outlet in audience.outlets), default=0)
+    return audience.waiting_bytes + min((outlet.queued_bytes for outlet in audience.outlets), default=0)

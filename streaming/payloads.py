@@ -116,7 +116,6 @@ class LegacyRelation:
             new,
         )
 
-
     def _set_stamp(self, commit_timestamp: str) -> None:
         self._stamp = commit_timestamp
         self._head = self._columns + b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'

@@ -269,6 +269,11 @@ def compile_test(condition: Condition, column: ColumnFacts, operand: Operand | N
     return _question(condition, column)
 
 
+def is_decided_here(condition: Condition, column: ColumnFacts, operand: Operand) -> bool:
+    """Whether Python can tell, but for values that are new to it, so that PostgreSQL need not be asked."""
+    return condition.operator == "is" or _decided(condition, column, operand) is not None
+
+
 def _null_safe(holds: Callable[[str | None], bool], negated: bool) -> Test:
     return lambda text: text is not UNCHANGED_TOAST and holds(text) != negated
 

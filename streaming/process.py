@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streaming.hub import Hub
-from streaming.latency import Histogram
 from streaming.rooms import Rooms
+from streaming.timed import TimedPublisher
 
 if TYPE_CHECKING:
     from streaming.dashboard import Dashboard
@@ -20,8 +20,8 @@ class Process:
 
     hub: Hub | None = None
     rooms: Rooms | None = None
-    decoded: Histogram | None = None
-    """From a commit to the replicator, if one is here."""
+    timed: TimedPublisher | None = None
+    """What the replicator publishes into, if one is here: it knows how long changes took from their commit."""
     observatory: Observatory | None = None
     dashboard: Dashboard | None = None
 

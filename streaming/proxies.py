@@ -87,7 +87,7 @@ class BehindProxies:
         peer = scope["client"][0] if scope.get("client") else None
         if peer not in self._trusted:
             return scope
-        more = {}
+        more: dict[str, Any] = {}
         client = self._trusted.client(peer, _values(scope, b"x-forwarded-for"))
         if client != peer:
             more["client"] = [client, 0]

@@ -1,7 +1,8 @@
 """Rooms: what clients say to each other in a topic, within this process and across all.
 
-In one process nothing lies between those who are in a room. With Redis a broadcast also goes, in one ``group_send``,
-into the room's group of the channel layer, in which every process with somebody in the room is once.
+In one process nothing lies between those who are in a room. With Redis a broadcast also goes, in one ``group_send``
+(under load several in one), into the room's group of the channel layer, in which every process with somebody in the
+room is once.
 
 Presence travels in one group of all processes: every process tells its changes under running numbers, and once a second
 how far they go; who has missed one asks for the whole state. What is known of a process that has fallen silent is
@@ -23,7 +24,7 @@ from channels.layers import BaseChannelLayer
 from replication.groups import group_name
 from replication.publisher import stop_if_cancelled
 from streaming.limits import Traffic
-from streaming.outbox import Outbox
+from streaming.outbox import Outbox, unpacked
 from streaming.phoenix import PRESENCE_DIFF, Serializer, UserBroadcast, Verbatim
 from streaming.presence import Diff, Meta, Presences
 from streaming.room import Broadcast, Room
@@ -122,11 +123,11 @@ class Rooms:
 
         What others say from now on arrives. Takes `JOIN_WAIT_S` at most, and raises nothing.
         """
-        if self._layer is None or (topic in self._groups and topic not in self._probes):
+        if self._layer is None or self._is_away or (topic in self._groups and topic not in self._probes):
             return
         self._preparing[topic] = self._preparing.get(topic, 0) + 1
         try:
-            async with asyncio.timeout(0 if self._is_away else JOIN_WAIT_S):
+            async with asyncio.timeout(JOIN_WAIT_S):
                 await self.ready.wait()
                 await self._listen_to(self._layer, topic)
         except TimeoutError:
@@ -177,7 +178,8 @@ class Rooms:
             del self._topics[outlet]
         room = self._rooms[topic]
         room.leave(outlet)
-        if not room:
+        # Others may have left while it heard the last words, and may have been the last.
+        if not room and self._rooms.get(topic) is room:
             del self._rooms[topic]
             self.counters.messages += room.messages
             self.counters.bytes += room.bytes
@@ -284,22 +286,26 @@ class Rooms:
             logger.debug("no goodbye", extra={"error": error})
 
     async def _listen(self, layer: BaseChannelLayer) -> None:
-        while True:
+        while not self._channel:
+            stop_if_cancelled()
             try:
                 channel = await layer.new_channel()
                 await layer.group_add(ROOMS_GROUP, channel)
-                for topic in list(self._rooms):
-                    await layer.group_add(room_group(topic), channel)
-                    self._groups.add(topic)
-                self._channel = channel
                 await layer.group_send(ROOMS_GROUP, {"type": HELLO, "process": self._process})
-                while True:
-                    stop_if_cancelled()
-                    message = await layer.receive(channel)
-                    self._take(message)
+                self._channel = channel
             except Exception as error:  # whatever a layer's driver raises
                 self._away(error)
                 await asyncio.sleep(RETRY_S)
+        while True:
+            stop_if_cancelled()
+            try:
+                message = await layer.receive(self._channel)
+            except Exception as error:  # the same; the channel remains ours
+                self._away(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                for part in unpacked(message):
+                    self._take(part)
 
     async def _tick(self, layer: BaseChannelLayer) -> None:
         while True:

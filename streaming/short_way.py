@@ -25,6 +25,7 @@ from twisted.internet.tcp import Connection, Port
 from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
+from streaming.frames import message_frames
 from streaming.tally import tally
 from streaming.transport import WAY_EXTENSION
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 DENIAL_EXTENSION = "websocket.http.response"
 
 _PHRASES = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests"}
+_PING_PONG = (9, 10)
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -53,6 +55,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     maxFramePayloadSize = maxMessagePayloadSize = 0  # Daphne's 1 MiB; `max_message_bytes` takes its place
 
     on_drained: Callable[[], None] | None = None
+    on_control: Callable[[bytes], bool] | None = None
     _upgrade: object = None
     _denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
     _producing = False
@@ -115,6 +118,12 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
             tally.closed("server", code)
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:123] or None, isReply=False)
 
+    def sendFrame(self, opcode: int, payload: bytes = b"", *more: Any, **options: Any) -> None:
+        """Autobahn: send a ping, or the pong to one. In the middle of a frame that is half out it would break that."""
+        ask = self.on_control if opcode in _PING_PONG else None
+        if ask is None or not ask(message_frames([payload], opcode)):
+            super().sendFrame(opcode, payload, *more, **options)
+
     def abort(self) -> None:  # see ShortWay
         self._stop_producing()
         self.dropConnection(abort=True)
@@ -152,7 +161,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     def connectionLost(self, reason: Any = None) -> None:
         """Twisted: the connection has ended."""
-        self.on_drained = None
+        self.on_drained = self.on_control = None
         super().connectionLost(reason)
         # Without these circles a connection is freed when it has ended; else it would wait for the garbage collector.
         self.is_closed = self.is_open = self._transport_details = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -46,7 +47,8 @@ class WalcastAdminSite(admin.AdminSite):
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """The dashboard."""
-        context = {**self.each_context(request), "title": self.index_title, **(extra_context or {})}
+        context = {**self.each_context(request), "title": self.index_title, "inspector": settings.INSPECTOR}
+        context.update(extra_context or {})
         return TemplateResponse(request, self.index_template or "", context)
 
     def models(self, request: HttpRequest) -> TemplateResponse:
@@ -105,7 +107,7 @@ def _audit(request: HttpRequest, flag: int, kind: str, name: str, words: str) ->
     facts = {"action": words, "user": str(request.user), "client": request.META.get("REMOTE_ADDR")}
     logger.info("operator acted", extra=facts)
     LogEntry.objects.create(
-        user_id=request.user.pk,
+        user_id=int(request.user.pk or 0),
         content_type=None,
         object_id=name,
         object_repr=f"{kind} {name}"[:200],

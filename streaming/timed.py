@@ -13,14 +13,14 @@ class TimedPublisher:
     """A replicator's `Publisher` that notes how long changes took from their commit to here, and hands them on."""
 
     def __init__(self, publisher: Publisher) -> None:
-        self._publisher, self._clock = publisher, CommitClock()
+        self._publisher, self.clock = publisher, CommitClock()
         self.latency = Histogram()
 
     async def publish(self, envelope: Envelope) -> None:
         """Hand the envelope on."""
         if envelope.chunks:
             committed_at = envelope.chunks[-1].committed_at.timestamp()
-            self.latency.observe(self._clock.since(committed_at, time.time()))
+            self.latency.observe(self.clock.since(committed_at, time.time()))
         await self._publisher.publish(envelope)
 
     async def committed(self, commit_lsn: int) -> None:

@@ -55,6 +55,9 @@ class ShortWay(Protocol):
     on_drained: Callable[[], None] | None
     """Called when what `send_later` took has left; may be called once too often."""
 
+    on_control: Callable[[bytes], bool] | None
+    """Asked with each ping and pong that the server is about to send: True if it must not, because we will."""
+
     def send_now(self, frames: bytes | memoryview) -> int:
         """How many bytes of the frames the socket took at once; call it only when nothing waits in `send_later`."""
 
@@ -73,6 +76,8 @@ class ShortWay(Protocol):
 
 _PIECE_BYTES = 64 << 10
 """What a connection's transport is given to buffer at a time: the only copy that is made for one socket alone."""
+
+_MOST_URGENT = 100
 
 _LAST_WORDS_S = 5.0
 """How long a reader that was too slow may take for what stands before its close frame."""
@@ -105,6 +110,7 @@ class DirectOutlet:
         self._allowance = 0
         self.queued_bytes = self.sent_bytes = self.sent_messages = 0
         way.on_drained = self._drain
+        way.on_control = self._interject
 
     def write(self, parcel: Parcel, *, bounded: bool = True) -> None:  # see Outlet
         if self._ending is None:
@@ -123,6 +129,14 @@ class DirectOutlet:
             self._urgent.append(parcel.frames)
         else:
             self._put(parcel.frames)
+
+    def _interject(self, frame: bytes) -> bool:
+        """Whether a ping or pong of the server's has to wait for the place between two parcels."""
+        if not self._queue:
+            return False
+        if len(self._urgent) < _MOST_URGENT:  # a client that pings and does not read is not owed every pong
+            self._urgent.append(frame)
+        return True
 
     def close(self, code: int, reason: str) -> None:  # see Outlet
         if self._ending is None:

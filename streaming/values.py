@@ -123,14 +123,9 @@ def _plain_number(text: bytes) -> bytes | None:
 
 
 def _plain_timestamptz(text: bytes) -> bytes:
-    moment = text.replace(b" ", b"T", 1)
-    return (
-        moment + b":00"
-        if text[-3:-2] in (b"+", b"-")
-        else moment
-        if text.isalpha()
-        else _timestamptz(text.decode()).encode()
-    )
+    if text[-3:-2] in (b"+", b"-"):
+        return text.replace(b" ", b"T", 1) + b":00"
+    return _timestamptz(text.decode()).encode()
 
 
 _PLAIN_NUMBERS: dict[str, PlainConvert | None] = {

@@ -39,6 +39,8 @@ def landing(request: HttpRequest) -> HttpResponse:
         "demo": settings.DEMO_DSN is not None,
         "psql": settings.DEMO_PSQL if _is_at_this_machine(request) else None,
         "socket_path": SOCKET_PATH,
+        "inspector": settings.INSPECTOR,
+        "dashboard": settings.DASHBOARD,
     }
     return HttpResponse(render_to_string("landing.html", context, request), headers=BROWSER_HEADERS)
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.clients.install import NodeClients
 from tests.servers import PostgresCluster, ValkeyServer, postgres_versions
+from tests.system.channels import SECRET
 from tests.system.server import ManagedProcess, RealtimeServer
 
 _WHERE_FROM = {
@@ -74,6 +75,13 @@ def valkey() -> Iterator[ValkeyServer]:
 def realtime_server() -> Iterator[RealtimeServer]:
     """``manage.py realtime`` as somebody starts it who has just cloned the project."""
     with RealtimeServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secure_server() -> Iterator[RealtimeServer]:
+    """The same with secured channels: tokens are signed with `SECRET`."""
+    with RealtimeServer({"SECURE_CHANNELS": "true", "JWT_SECRET": SECRET}) as server:
         yield server
 
 

@@ -31,7 +31,7 @@ RESULTS = Path(__file__).with_name("results")
 BASELINE = RESULTS / "baseline.json"
 FIGURES = ("messages_per_s", "p50_ms", "p95_ms", "p99_ms", "peak_rss_mb", "kib_per_client", "cpu_s_per_million")
 RIVALS = ("notify", "channels", "channels-redis")
-WHAT_RIVALS_CAN = ("fanout", "bulk", "burst", "paced")
+WHAT_RIVALS_CAN = ("fanout", "bulk", "paced")
 PLOT = PROJECT / ".assets" / "benchmarks.svg"
 _SHOWN_LOG = 4_000
 
@@ -221,7 +221,7 @@ def _rival(form: str, dsn: str) -> Iterator[Target]:
         argv = [sys.executable, "-m", "tests.benchmarks.rivals", program, str(port), dsn, *redis]
         process = stack.enter_context(ManagedProcess(argv, {}, lambda _: http_status(port) == 200))
         with _telling_logs(process):
-            yield Target(f"ws://127.0.0.1:{port}/socket/websocket", dsn, [process.pid], TRIGGER)
+            yield Target(f"ws://127.0.0.1:{port}/socket/websocket", dsn, [process.pid], TRIGGER, idle_s=60)
 
 
 @contextmanager

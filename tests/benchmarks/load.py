@@ -80,7 +80,8 @@ def compiled() -> Path:
 class LoadClients:
     """``clients`` sockets on one topic, each waiting for ``messages`` of an event; all have joined when it is entered.
 
-    ``{n}`` in the topic is the number of the client, from 0. ``at_once`` of them shake hands at a time.
+    ``{n}`` in the topic is the number of the client, from 0. ``at_once`` of them shake hands at a time. After
+    ``idle_s`` without a message (`IDLE_S`) nothing more is expected.
 
     Raises `LoadFailed` if they cannot connect, or are refused.
     """
@@ -94,11 +95,12 @@ class LoadClients:
         clients: int,
         messages: int,
         limit_s: float,
+        idle_s: float | None = None,
         at_once: int = AT_ONCE,
         join: str = "{}",
         event: str = "INSERT",
     ) -> None:
-        numbers = (clients, messages, IDLE_S, limit_s, at_once)
+        numbers = (clients, messages, idle_s or IDLE_S, limit_s, at_once)
         self._argv: Sequence[str] = (str(compiled()), str(port), path, *map(str, numbers), topic, join, event)
 
     def __enter__(self) -> Self:

@@ -43,6 +43,11 @@ def message(topic: str, payload: dict[str, Any]) -> dict[str, Any]:
     return {"topic": topic, "event": payload["type"], "ref": None, "payload": payload}
 
 
+def encoded(content: dict[str, Any]) -> str:
+    """JSON as the load client reads it: without spaces."""
+    return json.dumps(content, separators=(",", ":"))
+
+
 def reply(join: dict[str, Any]) -> dict[str, Any]:
     """The answer to a join."""
     return {
@@ -66,7 +71,7 @@ async def serve_notify(port: int, dsn: str) -> None:
         async for text in socket:
             join = json.loads(text)
             topics.setdefault(join["topic"], set()).add(socket)
-            await socket.send(json.dumps(reply(join)))
+            await socket.send(encoded(reply(join)))
         for sockets in topics.values():
             sockets.discard(socket)
 
@@ -76,7 +81,7 @@ async def serve_notify(port: int, dsn: str) -> None:
     async with serve(handle, "127.0.0.1", port, compression=None, backlog=4096, process_request=health):
         async for payload in changes(dsn):
             topic = f"realtime:{payload['schema']}:{payload['table']}"
-            broadcast(topics.get(topic, ()), json.dumps(message(topic, payload)))
+            broadcast(topics.get(topic, ()), encoded(message(topic, payload)))
 
 
 def serve_channels(port: int, dsn: str, redis_url: str | None) -> None:
@@ -102,6 +107,10 @@ def serve_channels(port: int, dsn: str, redis_url: str | None) -> None:
         async def receive_json(self, content: Any, **kwargs: Any) -> None:
             await self.channel_layer.group_add(content["topic"].replace(":", "."), self.channel_name)
             await self.send_json(reply(content))
+
+        @classmethod
+        async def encode_json(cls, content: Any) -> str:
+            return encoded(content)
 
         async def change(self, event: dict[str, Any]) -> None:
             await self.send_json(event["message"])

@@ -135,6 +135,8 @@ class Target:
     dsn: str
     pids: Sequence[int]
     trigger: LiteralString | None = None
+    idle_s: float | None = None
+    """How long it may say nothing; `None` is the usual time."""
 
     @property
     def port(self) -> int:
@@ -197,6 +199,7 @@ def run(scenario: Scenario, target: Target) -> Run:
             clients=scenario.clients,
             messages=scenario.messages,
             limit_s=LIMIT_S,
+            idle_s=target.idle_s,
             at_once=scenario.at_once,
             join=scenario.join,
             event=scenario.event,
@@ -245,7 +248,7 @@ def _joined(scenario: Scenario, target: Target, clients: LoadClients, cpu_s: flo
 
 
 def _came_and_went(scenario: Scenario, target: Target) -> Run:
-    """What is left in memory of clients that have gone; as many rounds as a quarter of them go before, for what is made once."""
+    """What is left in memory of clients that have gone. A quarter of the rounds goes before, for what is made once."""
     warm, started = max(1, scenario.rounds // 4), 0.0
     cpu_s = rss_mb = connect_s = 0.0
     for number in range(scenario.rounds + warm):

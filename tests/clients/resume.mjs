@@ -1,20 +1,24 @@
 // A stock client whose channel resumes, by the server's own helper; it says what it hears, one JSON line each.
 //
-//     node resume.mjs VERSION URL TOPIC HELPER
+//     node resume.mjs VERSION URL TOPIC HELPER [HEARTBEAT_MS]
 //
 // VERSION   1.0.11, 1.7.5, 2.11.15, latest (all realtime-js) or phoenix
 // URL       ws://host:port/socket
 // TOPIC     realtime:public:todos; from 2.x on it is taken apart into schema and table
 // HELPER    the path of walcast-resume.mjs, or none: then it does without, as clients did before
 //
-// Lines: {"what": "joined" | "change" | "gap" | "resumed" | "error", …}; a change has the row's `id` and `task` only.
+// 1.x: a join whose reply was lost makes the next ones go out without a ref until ten seconds have passed; changes come
+// all the same, but no "joined" is said.
+//
+// Lines: {"what": "joined" | "change" | "gap" | "resumed" | "position" | "error", …}; a change has the row's `id` and
+// `task` only; positions are said with HEARTBEAT_MS, as they move.
 // Ends when stdin is closed. The packages are looked for in the working directory.
 
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 
-const [version, url, topic, helper] = process.argv.slice(2)
+const [version, url, topic, helper, heartbeatMs] = process.argv.slice(2)
 const require = createRequire(join(process.cwd(), 'package.json'))
 
 function say(what, facts = {}) {
@@ -25,7 +29,7 @@ process.stdin.on('end', () => process.stdout.write('', () => process.exit(0))).r
 process.on('uncaughtException', (error) => say('error', { reason: error.stack }))
 
 async function transport() {
-  if (helper === 'none') return version.startsWith('1.') ? {} : { transport: require('ws') }
+  if (helper === 'none') return version.startsWith('1.') ? {} : { transport: require('ws') } // as they come
   const { resuming } = await import(pathToFileURL(helper))
   const underneath = version === '2.11.15' ? { transport: require('ws') } : {} // the others: Node's own
   return {
@@ -41,6 +45,16 @@ async function transport() {
 // 1.7.5 leaves its own channel when it joins again before the reply to its last join is there.)
 const soon = (tries) => [50, 100][tries - 1] ?? 2_000
 const options = { ...(await transport()), reconnectAfterMs: soon, rejoinAfterMs: soon }
+
+if (heartbeatMs) {
+  options.heartbeatIntervalMs = Number(heartbeatMs)
+  let last
+  setInterval(() => {
+    const [position] = Object.values(options.transport.positions())
+    if (position !== last) say('position', { position })
+    last = position
+  }, 50)
+}
 
 function change({ record, new: current }) {
   const { id, task } = record ?? current

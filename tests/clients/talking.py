@@ -79,7 +79,7 @@ async def talking(
 ) -> AsyncIterator[Talker]:
     """Start a client, and end it at the latest when the block does."""
     if isinstance(clients, NodeClients):
-        argv = [clients.node, _HERE / "talk.mjs", version, url, topic, json.dumps(config)]
+        argv: list[str | Path] = [clients.node, _HERE / "talk.mjs", version, url, topic, json.dumps(config)]
         folder: Path | None = clients.folder
     else:
         argv, folder = [clients.python, _HERE / "talk.py", url, topic, json.dumps(config)], None

@@ -12,6 +12,7 @@ from contextlib import suppress
 import psycopg
 import redis
 
+from tests.faults.fragile_replicator import SLOT_MADE, STAGES
 from tests.faults.ordeal import Corridor, Fault
 from tests.faults.writers import NUMBERS, TABLE
 from tests.system.corridor import replicator
@@ -35,24 +36,28 @@ async def replicator_killed_again_and_again(corridor: Corridor) -> None:
         await replicator_killed(corridor)
 
 
-def replicator_killed_at(stage: str) -> Fault:
-    """The replicator dies at a boundary between two stages of its work, twice, and is then started whole."""
+async def replicator_killed_between_stages(corridor: Corridor) -> None:
+    """The replicator dies at each boundary between two stages of its work, one after the other, and starts again."""
+    await asyncio.to_thread(corridor.replicator.stop)
+    for stage in STAGES:
+        await _die_at(corridor, stage)
+    await asyncio.to_thread(corridor.replicator.start)
+    await corridor.slot_is_read()
 
-    async def fault(corridor: Corridor) -> None:
-        whole = corridor.replicator
-        await asyncio.to_thread(whole.stop)
-        if stage == "slot made, not recorded":
-            await _drop_slot(corridor)
-        for times in (1, 3):
-            argv = [sys.executable, "-m", "tests.faults.fragile_replicator", stage, str(times)]
-            with ManagedProcess(argv, corridor.env) as fragile:
-                assert await asyncio.to_thread(fragile.wait, 60) == -signal.SIGKILL, fragile.log
-            if stage == "slot made, not recorded":
-                break  # it is made once
-        await asyncio.to_thread(whole.start)
-        await corridor.slot_is_read()
 
-    return fault
+async def replicator_killed_with_a_new_slot(corridor: Corridor) -> None:
+    """The slot is dropped, and the replicator dies when it has made another one and not yet recorded that."""
+    await asyncio.to_thread(corridor.replicator.stop)
+    await _drop_slot(corridor)
+    await _die_at(corridor, SLOT_MADE)
+    await asyncio.to_thread(corridor.replicator.start)
+    await corridor.slot_is_read()
+
+
+async def _die_at(corridor: Corridor, stage: str) -> None:
+    argv = [sys.executable, "-m", "tests.faults.fragile_replicator", stage, "2" if stage != SLOT_MADE else "1"]
+    with ManagedProcess(argv, corridor.env) as fragile:
+        assert await asyncio.to_thread(fragile.wait, 60) == -signal.SIGKILL, fragile.log
 
 
 async def standby_takes_over(corridor: Corridor) -> None:
@@ -238,6 +243,7 @@ OF_THE_CORRIDOR: dict[str, Fault] = {
     "nothing": nothing,
     "replicator killed": replicator_killed,
     "replicator killed again and again": replicator_killed_again_and_again,
+    "replicator killed between any two stages": replicator_killed_between_stages,
     "standby takes over": standby_takes_over,
     "sockets of clients cut": sockets_cut,
     "Daphne killed": daphne_killed,
@@ -251,10 +257,12 @@ OF_THE_CORRIDOR: dict[str, Fault] = {
     "slot dropped": slot_dropped,
     "slot dropped and made anew by hand": slot_made_anew_by_hand,
     "slot invalidated by max_slot_wal_keep_size": slot_invalidated,
+    "slot dropped, replicator killed when it made another": replicator_killed_with_a_new_slot,
 }
 """By the name in the summary."""
 
 LOSING = {
+    "slot dropped, replicator killed when it made another",
     "slot dropped",
     "slot dropped and made anew by hand",
     "slot invalidated by max_slot_wal_keep_size",

@@ -21,8 +21,8 @@ STAGES = (
     "about to record",
     "recorded, not acknowledged",
     "acknowledged",
-    "slot made, not recorded",
 )
+SLOT_MADE = "slot made, not recorded"
 
 
 def main(stage: str, times: int) -> None:
@@ -82,7 +82,7 @@ def _prepare(stage: str, times: int) -> None:
             after(DjangoRecordStore, "save")
         case "acknowledged":
             after(ReplicationConnection, "send")
-        case "slot made, not recorded":
+        case _ if stage == SLOT_MADE:
             after(slots, "create_slot")
         case _:
             raise SystemExit(f"{stage!r} is none of {STAGES}")

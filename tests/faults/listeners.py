@@ -37,12 +37,22 @@ class Listener:
         self._dice = random.Random(seed)
         self.heard: list[Heard] = []
         self.heard_at: dict[int, float] = {}
-        self.gap_at = 0.0
+        self.gap_at = self.heard_last_at = 0.0
         self.forgotten: int | None = None
         self.joins = self.resumed = self.refused = 0
         self.joined = asyncio.Event()
+        self.has_forgotten = asyncio.Event()
+        """A row was lost, and another one heard after it."""
         self._position: str | None = None
         self._socket: ClientConnection | None = None
+
+    def __str__(self) -> str:
+        state = "joined" if self.joined.is_set() else "not joined"
+        return (
+            f"{'resuming' if self.resumes else 'other'} listener, {state}, {self.joins} joins, {self.resumed} resumed, "
+            f"{self.refused} not, heard {len(self.heard)}, {time.monotonic() - self.heard_last_at:.1f} s ago the last, "
+            f"position {self._position}"
+        )
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -127,4 +137,7 @@ class Listener:
                 self.forgotten = number
                 return
         self.heard.append(number)
-        self.heard_at.setdefault(number, time.monotonic())
+        if self.forgotten is not None:
+            self.has_forgotten.set()
+        self.heard_last_at = time.monotonic()
+        self.heard_at.setdefault(number, self.heard_last_at)

@@ -66,7 +66,7 @@ def judge(
     verdict, places = Verdict(), {number: place for place, number in enumerate(committed)}
     at = -1 if after is None else places.get(after)
     excused: set[str] = set()
-    is_gap, owed, seen = False, [], set()
+    is_gap, owed, seen = False, list[int](), set[int]()
 
     def skipped(until: int) -> None:
         if is_gap or at is None:

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from replication import history
 from replication.changelog import Changelog
 from replication.changes import Chunk
 from replication.progress import Progress
 from replication.publisher import Tick
-from replication.record import Record, Reunion
+from replication.record import Record, Reunion, continue_history
 from streaming.chain import Chain
 from tests.model.checker import Verdict, judge
 from tests.model.world import Client, Hub, Unsettled, World
@@ -132,12 +131,12 @@ def _acknowledge_what_is_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def _believe_any_slot(patch: pytest.MonkeyPatch) -> None:
-    decide = history.continue_history
+    decide = continue_history
 
     def trusting(record: Record | None, *arguments: Any, **more: Any) -> Record:
         return decide(record and replace(record, acknowledged_lsn=0), *arguments, **more)
 
-    patch.setattr(history, "continue_history", trusting)
+    patch.setattr("replication.history.continue_history", trusting)
 
 
 def _believe_positions_of_the_old_timeline(patch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,36 @@ def test_a_change_of_an_unknown_relation_is_left_out_and_the_others_are_not() ->
     assert [(change.lsn, change.ordinal) for change in chunk.changes] == [(insert[0], 0), (insert[0] + 2, 0)]
 
 
+def test_what_cannot_be_read_has_its_position_and_the_others_keep_theirs() -> None:
+    begin, relation, insert, commit = _load(18, "insert")
+    stranger = insert[1][:1] + b"\0\0\xff\xff" + insert[1][5:]
+    assembler = Assembler(_TYPE_NAMES)
+    for lsn, data in (begin, relation, insert):
+        assembler.feed(lsn, data)
+    with pytest.raises(UnknownRelation):
+        assembler.feed(insert[0], stranger)
+    commit_lsn = assembler.open_commit_lsn
+    assert assembler.position == Position(commit_lsn or 0, insert[0], 1)
+    assembler.feed(insert[0], insert[1])
+    chunk = assembler.feed(*commit)
+    assert chunk is not None
+    assert [change.ordinal for change in chunk.changes] == [0, 2]
+
+
+def test_a_relation_that_cannot_be_read_is_unknown_from_then_on() -> None:
+    # What follows has other columns: to read it as what the table was before would be worse than to leave it out.
+    begin, relation, insert, _ = _load(18, "insert")
+    assembler = Assembler(_TYPE_NAMES)
+    for lsn, data in (begin, relation, insert):
+        assembler.feed(lsn, data)
+    with pytest.raises(PgOutputError):
+        assembler.feed(relation[0], relation[1][:-3])
+    with pytest.raises(UnknownRelation):
+        assembler.feed(insert[0] + 1, insert[1])
+    assembler.feed(*relation)
+    assert assembler.feed(insert[0] + 2, insert[1]) is None
+
+
 @pytest.mark.parametrize("data", [b"", b"?", b"I", b"U\0", b"D\0\0\0", b"B\0", b"R\0\0\0\0"], ids=repr)
 def test_a_message_that_cannot_be_read_is_reported_and_the_transaction_goes_on(data: bytes) -> None:
     begin, relation, insert, commit = _load(18, "insert")

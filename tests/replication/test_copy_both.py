@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from replication.copy_both import XLOG_DATA_HEADER, PrimaryKeepalive, StandbyStatusUpdate, XLogData, parse
+from replication.copy_both import (
+    XLOG_DATA_HEADER,
+    PrimaryKeepalive,
+    StandbyStatusUpdate,
+    XLogData,
+    parse,
+    xlog_payload,
+)
 from replication.errors import CopyBothError
 
 _int64 = st.integers(0, 2**64 - 1)
@@ -70,6 +77,7 @@ def test_random_bytes_are_a_frame_or_refused(frame: bytes) -> None:
 def test_every_piece_is_read(start_lsn: int, wal_end: int, sent_at: int, data: bytes) -> None:
     head = start_lsn.to_bytes(8, "big") + wal_end.to_bytes(8, "big") + sent_at.to_bytes(8, "big", signed=True)
     assert parse(b"w" + head + data) == XLogData(start_lsn, wal_end, sent_at, data)
+    assert xlog_payload(b"w" + head + data) == (start_lsn, data)
 
 
 @given(_int64, _int64, _int64, _times, st.booleans())
@@ -80,3 +88,14 @@ def test_every_status_can_be_sent(written: int, flushed: int, applied: int, sent
     assert [int.from_bytes(data[at : at + 8], "big") for at in (1, 9, 17)] == [written, flushed, applied]
     assert int.from_bytes(data[25:33], "big", signed=True) == sent_at
     assert data[33] == reply
+
+
+@given(st.binary(max_size=40))
+def test_the_quick_way_takes_exactly_the_frames_that_are_xlog_data(frame: bytes) -> None:
+    try:
+        message = parse(frame)
+    except CopyBothError:
+        assert xlog_payload(frame) is None
+    else:
+        expected = (message.start_lsn, message.data) if isinstance(message, XLogData) else None
+        assert xlog_payload(frame) == expected

@@ -8,17 +8,21 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from django.core.management import CommandError, call_command
 
-from replication.doctor import Finding, Subject, examine
+from replication.doctor import Finding, Subject, examine, in_the_words_of_the_provider
+from replication.replicator import ReplicatorSettings
+from streaming.roster import configured_roster
+from tests.replication.corridor import MemoryStore, Recorder, streaming, value
 from tests.servers import PostgresCluster, ValkeyServer, free_port, postgres_versions
 from tests.system.corridor import execute, replicator
 from tests.system.server import PROJECT
@@ -170,6 +174,10 @@ async def test_row_security_and_events_that_are_left_out_are_warned_of(database1
     assert levels(found) == {"row security": "warning", "publication pub": "warning"}
     assert "update, delete, truncate is not published" in found["publication pub"].message
 
+    secured = await findings(subject_of(database18, max_lag_bytes=1 << 30, secured_for=["service_role"]))
+    assert levels(secured) == {"publication pub": "warning"}
+    assert "only service_role may hear of public.items" in secured["row security"].message
+
 
 async def test_a_slot_that_is_not_ours_to_read_is_a_failure(database18: str) -> None:
     execute(database18, "create table items(id bigint primary key)", "create publication pub for table items")
@@ -224,22 +232,29 @@ class Pooler:
         parts = psycopg.conninfo.conninfo_to_dict(dsn)
         self._server = str(parts["host"]), int(str(parts["port"]))
         self._dsn = dsn
+        self._ways: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
-        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        async with listener:
-            yield psycopg.conninfo.make_conninfo(self._dsn, port=listener.sockets[0].getsockname()[1])
+        def accept(client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+            self._ways.add(asyncio.create_task(self._carry(client_in, client_out)))
 
-    async def _accept(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as listener:
+            yield psycopg.conninfo.make_conninfo(self._dsn, port=listener.sockets[0].getsockname()[1])
+        await asyncio.gather(*self._ways)
+
+    async def _carry(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         server_in, server_out = await asyncio.open_connection(*self._server)
 
         async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                target.write(re.sub(rb"(?s)K\0\0\0\x0c.{8}", b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x02", data))
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    target.write(re.sub(rb"(?s)K\0\0\0\x0c.{8}", b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x02", data))
             target.close()
+            with suppress(ConnectionError):
+                await target.wait_closed()
 
-        await asyncio.gather(carry(client_in, server_out), carry(server_in, client_out), return_exceptions=True)
+        await asyncio.gather(carry(client_in, server_out), carry(server_in, client_out))
 
 
 async def test_a_pooler_in_between_is_noticed(database18: str) -> None:
@@ -247,6 +262,23 @@ async def test_a_pooler_in_between_is_noticed(database18: str) -> None:
     async with Pooler(database18).listening() as dsn:
         found = await findings(subject_of(dsn, max_lag_bytes=1 << 30))
     assert levels(found) == {"no pooler": "failure"}
+
+
+def test_cures_are_those_of_who_runs_the_database() -> None:
+    sick = [
+        Finding("wal_level", "failure", "it is replica", "restart", ["ALTER SYSTEM SET wal_level = logical;"]),
+        Finding("no pooler", "failure", "a pooler stands between", "connect to the server"),
+        Finding("privilege", "ok", "a superuser"),
+    ]
+    level, pooler, privilege = in_the_words_of_the_provider(sick, "db1.abc.eu-west-1.rds.amazonaws.com")
+    assert level.cure.startswith("with Amazon RDS or Aurora: set rds.logical_replication = 1")
+    assert level.sql == ()
+    assert pooler == sick[1]
+    assert privilege == sick[2]
+
+    _, pooler, _ = in_the_words_of_the_provider(sick, "ep-cool-dawn-1-pooler.eu-central-1.aws.neon.tech")
+    assert "take -pooler out of the host name" in pooler.cure
+    assert in_the_words_of_the_provider(sick, "localhost") == sick
 
 
 # The commands
@@ -268,11 +300,36 @@ def env(database18: str, valkey: ValkeyServer, tmp_path: Path) -> dict[str, str]
     }
 
 
-def run(env: dict[str, str], *args: str, words: str = "") -> subprocess.CompletedProcess[str]:
+def run(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    """The command as a program."""
     argv = [sys.executable, str(PROJECT / "manage.py"), *args]
-    return subprocess.run(
-        argv, env=env, cwd=PROJECT, input=words, capture_output=True, text=True, check=False, timeout=60
-    )
+    return subprocess.run(argv, env=env, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+
+
+Call = Callable[..., "tuple[int, str]"]
+
+
+@pytest.fixture
+def call(env: dict[str, str], settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """The command in this process, which has other settings then: exit code, and what it said."""
+    settings.DATABASE_IS_CONFIGURED, settings.STREAM_DSN = True, env["DATABASE_URL"]
+    settings.SLOT_NAME = settings.REDIS_PREFIX = env["SLOT_NAME"]
+    settings.SECURE_CHANNELS, settings.JWT_SECRET = True, env["JWT_SECRET"]
+
+    def call(*args: str, words: str = "") -> tuple[int, str]:
+        configured_roster.cache_clear()
+        monkeypatch.setattr("sys.stdin", StringIO(words))
+        said = StringIO()
+        try:
+            call_command(*args, stdout=said)
+        except CommandError as error:
+            return 1, f"{said.getvalue()}{error}"
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+        return 0, said.getvalue()
+
+    yield call
+    configured_roster.cache_clear()
 
 
 def test_doctor_tells_programs_and_people_and_its_exit_code_is_the_verdict(
@@ -298,52 +355,80 @@ def test_doctor_tells_programs_and_people_and_its_exit_code_is_the_verdict(
         assert CANARY not in result.stdout + result.stderr
 
 
-def test_doctor_names_settings_and_a_redis_that_is_away_and_no_secret(env: dict[str, str]) -> None:
-    wrong = {"JWT_SECRET": CANARY, "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:{free_port()}/0"}
-    result = run(env | wrong, "doctor", "--json")
+def test_doctor_names_settings_and_a_redis_that_is_away_and_no_secret(call: Call, settings: Any) -> None:
+    settings.JWT_SECRET = CANARY
+    settings.REDIS_URL = [f"redis://:{CANARY}@127.0.0.1:{free_port()}/0"]
+    settings.CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "CONFIG": {"hosts": settings.REDIS_URL},
+        }
+    }
+    code, said = call("doctor", "--json")
 
-    found = {finding["check"]: finding["level"] for finding in json.loads(result.stdout)["findings"]}
+    found = {finding["check"]: finding["level"] for finding in json.loads(said)["findings"]}
+    assert code == 1
     assert found["redis 1"] == found["channel layer"] == found["replicator"] == "failure"
     assert found["settings (streaming.W001)"] == "warning"
-    assert CANARY not in result.stdout + result.stderr
+    assert CANARY not in said
 
 
-def test_doctor_shows_colors_only_where_they_are_wanted(env: dict[str, str]) -> None:
-    assert "\x1b[" in run(env | {"FORCE_COLOR": "1"}, "doctor").stdout
-    assert "\x1b[3" not in run(env | {"FORCE_COLOR": "1", "NO_COLOR": "1"}, "doctor").stdout
+def test_doctor_shows_colors_only_where_they_are_wanted(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[32m" in call("doctor")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in call("doctor")[1]
 
 
-def test_a_slot_is_created_shown_and_dropped_after_a_question(env: dict[str, str]) -> None:
+def test_a_slot_is_created_shown_and_dropped_after_a_question(call: Call, env: dict[str, str]) -> None:
     name = env["SLOT_NAME"]
-    created = run(env, "slot", "create")
-    assert created.returncode == 0, created.stderr
-    assert f"slot {name} created" in created.stdout
+    code, said = call("slot", "create")
+    assert (code, f"slot {name} created" in said) == (0, True)
 
-    (slot,) = json.loads(run(env, "slot", "status", name, "--json").stdout)
+    (slot,) = json.loads(call("slot", "status", name, "--json")[1])
     assert (slot["name"], slot["plugin"], slot["active"], slot["temporary"]) == (name, "pgoutput", False, False)
-    assert re.search(rf"{name} +pgoutput .* ours", run(env, "slot", "status").stdout)
+    assert re.search(rf"{name} +pgoutput .* ours", call("slot", "status")[1])
 
-    asked = run(env, "slot", "drop", name, words="n\n")
-    assert (asked.returncode, "drop it?" in asked.stdout, "nothing was dropped" in asked.stderr) == (1, True, True)
-    assert run(env, "slot", "drop", name, words="y\n").returncode == 0
-    again = run(env, "slot", "drop", name, "--yes")
-    assert (again.returncode, "there is no replication slot" in again.stderr) == (1, True)
-
-
-def test_a_slot_that_is_read_is_not_dropped_and_its_reader_is_named(env: dict[str, str], database18: str) -> None:
-    execute(database18, "create publication supabase_realtime for all tables")
-    name = env["SLOT_NAME"]
-    with replicator(env):
-        result = run(env, "slot", "drop", name, "--yes")
-        with psycopg.connect(database18) as connection:
-            query = sql.SQL("select active_pid from pg_replication_slots where slot_name = {}").format(name)
-            row = connection.execute(query).fetchone()
-    assert result.returncode == 1
-    assert row is not None
-    assert f"server process {row[0]}" in result.stderr
+    code, said = call("slot", "drop", name, words="n\n")
+    assert code == 1
+    assert "what has not been read from it yet is lost" in said
+    assert "nothing was dropped" in said
+    assert call("slot", "drop", name)[0] == 1, "no answer is no"
+    assert call("slot", "drop", name, words="y\n")[0] == 0
+    code, said = call("slot", "drop", name, "--yes")
+    assert (code, "there is no replication slot" in said) == (1, True)
 
 
-def test_a_bad_name_is_refused_with_what_would_be_right(env: dict[str, str]) -> None:
-    result = run(env, "slot", "create", "no spaces")
-    assert result.returncode == 1
-    assert "1 to 63 characters out of a-z, 0-9 and _" in result.stderr
+async def test_a_slot_that_is_read_is_not_dropped_and_its_reader_is_named(
+    call: Call, env: dict[str, str], database18: str
+) -> None:
+    execute(database18, "create publication pub for all tables")
+    wanted = ReplicatorSettings(dsn=database18, publications=("pub",), slot_name=env["SLOT_NAME"])
+    async with streaming(wanted, Recorder(), MemoryStore()):
+        code, said = await asyncio.to_thread(call, "slot", "drop", env["SLOT_NAME"], "--yes")
+        query = "select active_pid from pg_replication_slots where slot_name = %s"
+        pid = await value(database18, query, env["SLOT_NAME"])
+    assert code == 1
+    assert f"server process {pid}" in said
+
+
+def test_a_bad_name_is_refused_with_what_would_be_right(call: Call) -> None:
+    code, said = call("slot", "create", "no spaces")
+    assert (code, "1 to 63 characters out of a-z, 0-9 and _" in said) == (1, True)
+
+
+def test_without_a_database_the_commands_say_what_to_do(call: Call, settings: Any, tmp_path: Path) -> None:
+    settings.DATABASE_IS_CONFIGURED, settings.WALCAST_HOME = False, tmp_path
+    for command in (("doctor",), ("slot", "status")):
+        code, said = call(*command)
+        assert (code, "set DATABASE_URL" in " ".join(said.split())) == (1, True)
+
+
+def test_the_embedded_database_is_found_while_it_runs(
+    call: Call, settings: Any, tmp_path: Path, database18: str
+) -> None:
+    settings.DATABASE_IS_CONFIGURED, settings.WALCAST_HOME, settings.SLOT_NAME = False, tmp_path, ""
+    (tmp_path / "dsn").write_text(f"{database18}\n")
+    found = {finding["check"]: finding for finding in json.loads(call("doctor", "--json")[1])["findings"]}
+    assert found["connection"]["level"] == "ok"
+    assert found["slot"]["message"].startswith("walcast")

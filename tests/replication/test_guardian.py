@@ -16,7 +16,7 @@ from replication.errors import StreamEnded
 from replication.guardian import LOOK_S, Guardian
 from replication.lsn import LSN
 from replication.replicator import ReplicatorSettings
-from tests.replication.corridor import MemoryStore, Recorder, execute, started, streaming, until
+from tests.replication.corridor import MemoryStore, Recorder, execute, started, streaming, until, value
 from tests.servers import PostgresCluster, postgres_versions
 
 SEGMENT = 16 << 20
@@ -39,8 +39,10 @@ def tight_database(tight: PostgresCluster) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guardian looks more often than in life, so that tests need not wait."""
+    """The guardian looks, and the server hears, more often than in life, so that tests need not wait."""
     monkeypatch.setattr("replication.guardian.LOOK_S", 0.02)
+    monkeypatch.setattr("replication.replicator.TICK_S", 0.05)
+    monkeypatch.setattr("replication.progress.STATUS_INTERVAL_S", 0.1)
     assert LOOK_S == 1.0
 
 
@@ -65,6 +67,13 @@ async def fill(dsn: str, segments: int) -> None:
     """Make the server go on to other segments of WAL, which costs nothing."""
     for _ in range(segments):
         await execute(dsn, "select pg_logical_emit_message(false, 'fill', 'x')", "select pg_switch_wal()")
+
+
+async def a_look(guardian: Guardian) -> None:
+    """Wait until the guardian has looked at the slots as they are now: a look may be under way already."""
+    for _ in range(2):
+        before = guardian.slots
+        await until(lambda before=before: guardian.slots is not before, "a look")  # type: ignore[misc]
 
 
 @asynccontextmanager
@@ -96,7 +105,7 @@ async def test_a_slot_that_nobody_reads_is_warned_of_at_half_and_at_four_fifths_
                 if said in caplog.text:
                     break
                 await fill(tight_database, 1)
-                await asyncio.sleep(0.3)
+                await a_look(guardian)
             await until(lambda said=said: said in caplog.text, said, limit_s=5)  # type: ignore[misc]
         await fill(tight_database, 4)
         await execute(tight_database, "checkpoint")
@@ -125,11 +134,12 @@ async def test_the_ring_is_shortened_before_the_slot_is_lost(
     assert name is not None
     async with watching(guardian, tight_database, name):
         await fill(tight_database, 4)
-        await asyncio.sleep(0.3)
+        await a_look(guardian)
         assert asked == []
         await fill(tight_database, 4)
         await until(lambda: bool(asked), "the ring being shortened")
-    assert asked[0] <= 64 << 20
+    assert asked[0] <= 32 << 20
+    assert asked == sorted(asked, reverse=True), "less and less"
     assert "ring shortened: the slot was about to be lost" in caplog.text
 
 
@@ -255,3 +265,28 @@ async def test_what_stands_in_the_way_is_told_with_its_cure(database18: str) -> 
         await execute(database18, "create publication pub for all tables")
         await until(replicator.streaming.is_set, "streaming")
         assert replicator.status().error is None
+
+
+async def test_what_the_ring_holds_back_is_let_go_so_that_the_slot_stays(
+    tight_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute(tight_database, "create table items(id bigint primary key)", "create publication pub for all tables")
+    recorder = Recorder()
+    wanted = settings_for(tight_database, ring_age_s=3600.0, ring_wal_bytes=1 << 40)
+
+    async def has_room() -> bool:
+        # A checkpoint is where PostgreSQL lets go of WAL, and notes what slots may let go of.
+        await execute(tight_database, "checkpoint")
+        query = "select safe_wal_size > 20 * 1024 * 1024 from pg_replication_slots where slot_name = %s"
+        return bool(await value(tight_database, query, wanted.slot_name))
+
+    async with streaming(wanted, recorder, MemoryStore()) as replicator:
+        for number in range(1, 25):
+            await execute(tight_database, f"insert into items values ({number})", "select pg_switch_wal()")
+            await recorder.has(number)
+            await until(has_room, f"room for a segment after {number}")
+        status = replicator.status()
+    assert "ring shortened: the slot was about to be lost" in caplog.text
+    assert recorder.ids == list(range(1, 25))
+    assert (status.slots_replaced, status.connections) == (0, 1), "24 segments went by, and 8 are kept"
+    assert status.ring.chunks < 24

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,7 +32,7 @@ from tests.replication.corridor import (
     until,
     value,
 )
-from tests.servers import PostgresCluster
+from tests.servers import PostgresCluster, postgres_versions
 
 _PASSWORD = "only for tests"
 
@@ -426,6 +429,63 @@ async def test_a_slot_that_was_made_anew_begins_a_new_generation(
     assert recorder.ids == [1, 3]
 
 
+async def test_a_slot_that_somebody_else_made_anew_begins_a_new_generation(
+    permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore
+) -> None:
+    # To us it is just a slot, and it knows nothing of what was committed before it was made.
+    dsn, slot_name = permanent18.dsn, permanent18.slot_name
+    async with streaming(permanent18, recorder, store) as first:
+        await execute(dsn, "INSERT INTO t VALUES (1, 'a')")
+        await recorder.has(1)
+        epoch = first.epoch
+    active = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot_name}' AND active"
+    await until(lambda: _is(dsn, active, 0), "the end of the walsender")
+    await execute(
+        dsn,
+        f"SELECT pg_drop_replication_slot('{slot_name}')",
+        "INSERT INTO t VALUES (2, 'lost')",
+        f"SELECT pg_create_logical_replication_slot('{slot_name}', 'pgoutput')",
+    )
+    async with streaming(permanent18, recorder, store) as second:
+        await execute(dsn, "INSERT INTO t VALUES (3, 'b')")
+        await recorder.has(2)
+        assert second.epoch != epoch
+        assert second.changelog.floor > recorder.envelopes[0].last
+    assert recorder.ids == [1, 3]
+
+
+async def test_a_server_whose_disk_was_set_back_begins_a_new_generation(
+    recorder: Recorder, store: MemoryStore, tmp_path: Path
+) -> None:
+    # Same system, same timeline, the same LSNs: only the transactions are others.
+    with PostgresCluster(postgres_versions()[18]) as cluster:
+        dsn = cluster.create_database()
+        await execute(dsn, _TABLE)
+        async with streaming(_settings(dsn), recorder, store) as first:
+            await execute(dsn, "INSERT INTO t VALUES (0, 'before')")
+            await recorder.has(1)
+            epoch = first.epoch
+        cluster.stop()
+        copy = shutil.copytree(cluster.data_dir, cluster.folder / "copy")
+        cluster.start()
+        async with streaming(_settings(dsn), recorder, store):
+            await execute(dsn, "INSERT INTO t VALUES (1, 'undone')")
+            await recorder.has(2)
+        cluster.stop()
+        owner = cluster.data_dir.stat()
+        shutil.rmtree(cluster.data_dir)
+        copy.rename(cluster.data_dir)
+        for path in (cluster.data_dir, *cluster.data_dir.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        cluster.start()
+        # So much that the end of the WAL shows nothing.
+        await execute(dsn, *(f"INSERT INTO t VALUES ({number}, 'another')" for number in range(2, 60)))
+        async with streaming(_settings(dsn), recorder, store) as last:
+            await until(lambda: last.epoch != epoch, "a new generation")
+            await execute(dsn, "INSERT INTO t VALUES (99, 'last')")
+            await until(lambda: 99 in recorder.ids, "a change of it")
+
+
 async def test_a_new_generation_is_recorded_before_anything_of_it_is_published(permanent18: ReplicatorSettings) -> None:
     # Else a crash in between leaves a new slot with the old record, and the changes between the two are a silent hole.
     class Slow(MemoryStore):
@@ -492,6 +552,48 @@ async def test_an_idle_slot_moves_on_while_unpublished_tables_are_written(
         written = await value(dsn, "SELECT pg_current_wal_lsn() - '0/0'")
         await until(lambda: _has_confirmed(dsn, str(permanent.slot_name), int(written)), "an idle slot's move")
     assert recorder.envelopes == []
+
+
+@pytest.mark.parametrize("heartbeat_s", [0.0, 0.05])
+async def test_a_heartbeat_is_written_where_it_is_wished_for(
+    permanent: ReplicatorSettings, recorder: Recorder, store: MemoryStore, heartbeat_s: float
+) -> None:
+    async with streaming(replace(permanent, heartbeat_s=heartbeat_s), recorder, store):
+        await until(lambda: len(recorder.ticks) > 2, "the first ticks")
+        before = int(await value(permanent.dsn, "SELECT pg_current_wal_insert_lsn() - '0/0'"))
+        ticks = len(recorder.ticks)
+        await until(lambda: len(recorder.ticks) > ticks + 5, "some ticks")
+        written = int(await value(permanent.dsn, "SELECT pg_current_wal_insert_lsn() - '0/0'")) - before
+        # One is some 60 bytes; the server itself may write one word of its own now and then.
+        assert (written >= 200) == bool(heartbeat_s)
+    assert recorder.envelopes == []
+
+
+async def test_a_failover_slot_is_made_and_an_old_one_becomes_one(
+    permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore
+) -> None:
+    is_one = f"SELECT failover FROM pg_replication_slots WHERE slot_name = '{permanent18.slot_name}'"
+    async with streaming(permanent18, recorder, store):
+        assert await value(permanent18.dsn, is_one) is False
+    async with streaming(replace(permanent18, slot_failover=True), recorder, store):
+        assert await value(permanent18.dsn, is_one) is True
+    active = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{permanent18.slot_name}' AND active"
+    await until(lambda: _is(permanent18.dsn, active, 0), "the end of the walsender")
+    await execute(permanent18.dsn, f"SELECT pg_drop_replication_slot('{permanent18.slot_name}')")
+    async with streaming(replace(permanent18, slot_failover=True), recorder, store):
+        assert await value(permanent18.dsn, is_one) is True
+
+
+async def test_what_the_server_is_too_old_for_is_said_before_anything_is_made(
+    postgres: PostgresCluster, permanent: ReplicatorSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    if await value(permanent.dsn, "SELECT current_setting('server_version_num')::int >= 170000"):
+        return
+    async with started(replace(permanent, slot_failover=True), Recorder(), MemoryStore()):
+        await until(lambda: any("SLOT_FAILOVER" in _reason(said) for said in caplog.records), "a word about it")
+    assert (
+        await value(permanent.dsn, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == 0
+    )
 
 
 async def _has_confirmed(dsn: str, slot_name: str, lsn: int) -> bool:
@@ -761,6 +863,35 @@ async def test_who_was_cut_off_and_comes_back_goes_on_where_the_other_one_stoppe
         assert cut_off.answer(cut_off.epoch, before, 1 << 20) is None
 
 
+@pytest.mark.parametrize("limits", [{"ring_wal_bytes": 100_000}, {"max_lag_bytes": 200_000}], ids=str)
+async def test_the_ring_lets_go_of_what_holds_back_too_much_wal(
+    permanent: ReplicatorSettings, recorder: Recorder, store: MemoryStore, limits: dict[str, Any]
+) -> None:
+    dsn = permanent.dsn
+    await execute(dsn, "CREATE TABLE busy (id int)", "CREATE PUBLICATION quiet FOR TABLE t")
+    async with streaming(replace(permanent, publications=["quiet"], **limits), recorder, store) as running:
+        await execute(dsn, "INSERT INTO t VALUES (1, 'a')")
+        await recorder.has(1)
+        for _ in range(3):
+            await execute(dsn, "INSERT INTO busy SELECT generate_series(1, 1000)")
+        await until(lambda: running.changelog.oldest_commit_lsn is None, "the change's leaving", limit_s=10)
+        commit_lsn = recorder.chunks[0].commit_lsn
+        await until(lambda: _has_confirmed(dsn, str(permanent.slot_name), commit_lsn + 1), "its acknowledgement")
+
+
+async def test_a_ring_that_is_shortened_when_asked_lets_the_server_forget(
+    permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore
+) -> None:
+    dsn = permanent18.dsn
+    async with streaming(permanent18, recorder, store) as running:
+        await execute(dsn, "INSERT INTO t VALUES (1, 'a')", "INSERT INTO t VALUES (2, 'b')")
+        await recorder.has(2)
+        assert not running.shorten_ring(1 << 30)
+        await until(lambda: running.shorten_ring(0), "something to let go of")
+        commit_lsn = recorder.chunks[0].commit_lsn
+        await until(lambda: _has_confirmed(dsn, str(permanent18.slot_name), commit_lsn + 1), "its acknowledgement")
+
+
 async def test_over_the_limit_of_lag_the_slot_is_made_anew_at_the_start(
     permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore
 ) -> None:
@@ -795,6 +926,23 @@ async def test_over_the_limit_of_lag_the_slot_is_made_anew_although_nothing_can_
             return kept is None or int(kept) > written - (1 << 20)
 
         await until(is_let_go, "the end of the slot that holds up the WAL", limit_s=10)
+
+
+async def test_a_record_that_cannot_be_read_for_a_while_does_not_end_the_replicator(
+    permanent18: ReplicatorSettings, recorder: Recorder
+) -> None:
+    class Away(MemoryStore):
+        asked = 0
+
+        async def load(self, name: str) -> Record | None:
+            self.asked += 1
+            if self.asked < 3:
+                raise OperationalError("the database is starting up")
+            return await super().load(name)
+
+    async with streaming(permanent18, recorder, Away()):
+        await execute(permanent18.dsn, "INSERT INTO t VALUES (1, 'a')")
+        await recorder.has(1)
 
 
 async def test_a_record_that_cannot_be_saved_for_a_while_does_not_end_the_replicator(

@@ -25,6 +25,7 @@ from replication.errors import (
     WalLevelTooLow,
 )
 from replication.lsn import LSN
+from tests.replication.corridor import until
 from tests.servers import PostgresCluster, postgres_versions
 
 Connection = AsyncConnection[Any]
@@ -153,6 +154,25 @@ async def test_row_factories_of_the_connection_do_not_matter(conn: Connection, s
 
 
 # Slots
+
+
+async def test_a_slot_that_waits_for_an_open_transaction_says_so(
+    conn: Connection,
+    database: str,
+    slot_name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slots, "CREATION_SLOW_S", 0.1)
+    await conn.execute("CREATE TABLE t (id int)")
+    async with await AsyncConnection.connect(database) as other:
+        await other.execute("INSERT INTO t VALUES (1)")
+        creating = asyncio.create_task(slots.create_slot(conn, slot_name))
+        await until(lambda: "slot creation waits for open transactions" in caplog.text, "word of it")
+        assert not creating.done()
+        await other.commit()
+        await asyncio.wait_for(creating, 10)
+    assert caplog.text.count("slot creation waits") == 1
 
 
 async def test_a_slot_is_made_seen_and_dropped(conn: Connection, slot_name: str, database: str) -> None:

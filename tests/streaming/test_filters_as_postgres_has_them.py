@@ -61,9 +61,7 @@ TYPES: dict[str, tuple[str, st.SearchStrategy[str], bool]] = {
     "timestamp": ("timestamp", _moments, False),
     "timestamptz": (
         "timestamptz",
-        st.tuples(st.datetimes(datetime(2, 1, 1)), _zones).map(
-            lambda pair: pair[0].isoformat(" ") + pair[1]
-        ),
+        st.tuples(st.datetimes(datetime(2, 1, 1)), _zones).map(lambda pair: pair[0].isoformat(" ") + pair[1]),
         False,
     ),
     "time": ("time", st.one_of(st.times().map(str), st.just("24:00:00")), False),
@@ -135,9 +133,7 @@ class Oracle:
             pytest.skip("this PostgreSQL was built without ICU")
         if name not in self.relations:
             table = sql.Identifier(name)
-            self.connection.execute(
-                sql.SQL("CREATE TABLE {} (v {})").format(table, sql.SQL(TYPES[name][0]))  # type: ignore[arg-type]
-            )
+            self.connection.execute(sql.SQL("CREATE TABLE {} (v {})").format(table, sql.SQL(TYPES[name][0])))
             wanted = Binding("*", "public", name, (Condition("v", "is", "null"),))
             [self.relations[name]] = self.loop.run_until_complete(self.catalogue._relations(wanted, fresh=True))
         return self.relations[name]
@@ -170,8 +166,11 @@ class Oracle:
         with self.connection.transaction(force_rollback=True):
             for value in values:
                 self.connection.execute(sql.SQL("INSERT INTO {} VALUES (%s)").format(table), [value])
-            picks = sql.SQL("SELECT CASE WHEN v IS DISTINCT FROM NULL THEN format('%%s', v) END, coalesce(({}), false) FROM {}").format(
-                sql.SQL(clause.format(x=f"(%s::text)::{kind}")), table  # type: ignore[arg-type]
+            picks = sql.SQL(
+                "SELECT CASE WHEN v IS DISTINCT FROM NULL THEN format('%%s', v) END, coalesce(({}), false) FROM {}"
+            ).format(
+                sql.SQL(clause.format(x=f"(%s::text)::{kind}")),
+                table,
             )
             return self.connection.execute(picks, [operand]).fetchall()
 
@@ -248,8 +247,9 @@ def test_they_do_so_for_lists(name: str, data: st.DataObject, oracle: Oracle) ->
                 oracle.connection.execute(sql.SQL("INSERT INTO {} VALUES (%s)").format(table), [value])
         except psycopg.DataError:
             return
-        query = f"SELECT CASE WHEN v IS DISTINCT FROM NULL THEN format('%%s', v) END, coalesce({'NOT ' if negated else ''}({clause}), false) FROM {{}}"
-        theirs = oracle.connection.execute(sql.SQL(query).format(table), [operand]).fetchall()  # type: ignore[arg-type]
+        picks = f"coalesce({'NOT ' if negated else ''}({clause}), false)"
+        query = f"SELECT CASE WHEN v IS DISTINCT FROM NULL THEN format('%%s', v) END, {picks} FROM {{}}"
+        theirs = oracle.connection.execute(sql.SQL(query).format(table), [operand]).fetchall()
     ours = oracle.ours(name, Condition("v", "in", operand, negated), [text for text, _ in theirs])
     assert ours == [picked for _, picked in theirs]
 

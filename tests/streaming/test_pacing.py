@@ -42,7 +42,7 @@ class Reader:
 
 def audience(*readers: Reader) -> Audience:
     made = Audience(Subscription("realtime:*"), serializer_for("1.0.0"))
-    made.outlets = {reader: 0 for reader in readers}
+    made.outlets = dict.fromkeys(readers, 0)
     return made
 
 

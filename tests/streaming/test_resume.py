@@ -56,6 +56,10 @@ class Socket:
         """Note it."""
         self.gaps.append(topics)
 
+    def refuse_changes(self, topic: str, reason: str) -> None:
+        """Not used here."""
+        raise AssertionError
+
     @property
     def positions(self) -> list[str]:
         """Of the payloads that a client would read."""

@@ -457,3 +457,42 @@ async def test_what_others_send_into_our_groups_harms_nobody(valkey: ValkeyServe
         await sender.group_send(room_group(ROOM), rooms_module._said("other", ROOM, said(1)))
         await until(lambda: numbers(socket) == [1], "a sound broadcast's arrival")
         await sender.flush()
+
+
+async def test_who_breaks_while_another_leaves_leaves_as_well() -> None:
+    class Breaking(Slow):
+        def write(self, parcel: Parcel, *, bounded: bool = True) -> None:
+            """The first time only."""
+            if self.parcels:
+                raise OSError
+            super().write(parcel)
+
+    rooms = Rooms("one")
+    breaks, leaves = Breaking(), Slow()
+    for socket in (breaks, leaves):
+        rooms.enter(ROOM, socket, V2)
+    rooms.broadcast(ROOM, said(0))
+    rooms.broadcast(ROOM, said(1))  # it waits, for the room is busy
+    rooms.leave(ROOM, leaves)
+    assert (rooms.topics, numbers(leaves)) == ({}, [0, 1])
+
+
+async def test_what_waits_for_a_room_crosses_together(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with processes(2, valkey) as (one, two):
+        far, also = await two.entered(), await two.entered(f"{ROOM}2")
+        sent = 0
+        group_send = one.layer.group_send
+
+        async def counted(group: str, message: dict[str, Any]) -> None:
+            nonlocal sent
+            sent += group == room_group(ROOM)
+            await group_send(group, message)
+
+        monkeypatch.setattr(one.layer, "group_send", counted)
+        for number in range(300):
+            one.rooms.broadcast(ROOM, said(number))
+        one.rooms.broadcast(f"{ROOM}2", said(300))
+        one.rooms.broadcast(ROOM, UserBroadcast("e", b"\xff", is_json=False))
+        await until(lambda: len(far.heard) == 301 and bool(also.heard), "the broadcasts' arrival")
+        assert [message[4]["payload"]["n"] for message in far.heard[:300]] == list(range(300))
+        assert sent <= 4

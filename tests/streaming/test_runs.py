@@ -72,7 +72,12 @@ def test_runs_read_as_the_same_changes_one_by_one(seed: int, positions: bool) ->
     for topic in TOPICS:
         assert together[topic][0] == apart[topic][0]
     in_order = [
-        [message for _, message in sorted((order, message) for who in result.values() for message, order in zip(*who, strict=True))]
+        [
+            message
+            for _, message in sorted(
+                (order, message) for who in result.values() for message, order in zip(*who, strict=True)
+            )
+        ]
         for result in (together, apart)
     ]
     assert in_order[0] == in_order[1]

@@ -265,7 +265,7 @@ def test_users_are_sockets_that_have_joined() -> None:  # J19
 def test_a_join_too_many_closes_the_socket() -> None:  # J20
     traffic = Traffic(Limits(joins_per_s=1))
     traffic.joins.add(60, NOW)
-    reason = {"reason": "ClientJoinRateLimitReached: Too many joins per second"}
+    reason: Json = {"reason": "ClientJoinRateLimitReached: Too many joins per second"}
     assert join(session(traffic=traffic)) == [reply("error", reason, "1"), Close(1001, "")]
 
 

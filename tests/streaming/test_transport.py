@@ -26,6 +26,7 @@ class HungrySocket:
 
     def __init__(self, appetite: int) -> None:
         self.on_drained: Callable[[], None] | None = None
+        self.on_control: Callable[[bytes], bool] | None = None
         self.taken = bytearray()
         self.closed: tuple[int, str] | None = None
         self.aborted = False
@@ -169,3 +170,29 @@ async def test_through_any_asgi_server_messages_go_out_one_by_one_and_urgent_one
     assert [message.get("text") for message in sent] == ["now", "one", "two", None, None]
     assert [message.get("bytes") for message in sent] == [None, None, None, b"\x00\xff", None]
     assert sent[-1] == {"type": "websocket.close", "code": 1012, "reason": "shutdown"}
+
+
+def test_a_pong_waits_for_the_place_between_two_parcels() -> None:
+    socket = HungrySocket(appetite=100)
+    outlet = DirectOutlet(socket, OutletLimits())
+    assert socket.on_control is not None
+    assert not socket.on_control(b"<early>")  # nothing is half out: it may go at once
+    first, second = Parcel([b"a" * 300]), Parcel([b"b" * 300])
+    outlet.write(first)
+    outlet.write(second)
+    assert socket.on_control(b"<pong>")
+    expected = first.frames + b"<pong>" + second.frames
+    while len(socket.taken) < len(expected):
+        socket.meal()
+    assert bytes(socket.taken) == expected
+
+
+def test_who_pings_and_does_not_read_is_not_owed_every_pong() -> None:
+    socket = HungrySocket(appetite=100)
+    outlet = DirectOutlet(socket, OutletLimits())
+    outlet.write(Parcel([b"a" * 300]))
+    assert socket.on_control is not None
+    assert all(socket.on_control(b"!") for _ in range(10_000))
+    for _ in range(20):
+        socket.meal()
+    assert socket.taken.count(b"!") == 100

@@ -12,6 +12,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 LIMIT_S = 20.0
 V1, V2 = "1.0.0", "2.0.0"
+SECRET = "a secret that is longer than thirty-two bytes"
+"""Of servers with secured channels."""
 
 
 class UserBroadcast(NamedTuple):

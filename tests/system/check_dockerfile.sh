@@ -59,7 +59,7 @@ while read -r line; do
         (cd "$work/src" && env -i HOME="$work" PATH="$work/base/bin:/usr/bin:/bin" \
             ${SSL_CERT_FILE:+SSL_CERT_FILE="$SSL_CERT_FILE"} ${PIP_CERT:+PIP_CERT="$PIP_CERT"} \
             PIP_CACHE_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/walcast-tests/pip" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 \
-            bash -ec "$(here "${line#RUN }" | sed 's/ --no-cache-dir//')" </dev/null) # an image is none the worse
+            bash -ec "$(here "${line#RUN }" | sed 's/ --no-cache-dir//')" </dev/null) # quicker here, and the same files
         ;;
     *) echo "this script does not know what that means" >&2; exit 1 ;;
     esac
@@ -98,9 +98,10 @@ echo "starting: ${command[*]}"
 cd "$work/var/lib/walcast"
 "${as_user[@]}" env -i "${environment[@]}" "${command[@]}" >"$work/log" 2>&1 &
 server=$!
+started=$SECONDS
 until "${as_user[@]}" env -i "${environment[@]}" "${health[@]}" 2>/dev/null; do
     kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-    ((SECONDS < 240)) || { echo "not healthy in time" >&2; cat "$work/log" >&2; exit 1; }
+    ((SECONDS - started < 120)) || { echo "not healthy in time" >&2; cat "$work/log" >&2; exit 1; }
     sleep 0.2
 done
 echo "healthy; looking at the page and what it loads"

@@ -22,12 +22,13 @@ class CuttingProxy:
         self._target = port
         self.cut_after = cut_after
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.is_closed = False
         self.cuts = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
 
     async def __aexit__(
@@ -35,8 +36,11 @@ class CuttingProxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self.is_closed = True
         self.cut()
         await self._server.wait_closed()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     @property
     def port(self) -> int:
@@ -50,6 +54,11 @@ class CuttingProxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_closed:
             writer.transport.abort()
@@ -61,6 +70,11 @@ class CuttingProxy:
             self._writers.discard(writer)
             writer.transport.abort()
             return
+        if self.is_closed:  # meanwhile
+            self._writers.discard(writer)
+            for each in (writer, upstream_writer):
+                each.transport.abort()
+            return
         self._writers.add(upstream_writer)
         up = asyncio.create_task(_pump(reader, upstream_writer, None))
         down = asyncio.create_task(_pump(upstream_reader, writer, self.cut_after()))
@@ -70,6 +84,7 @@ class CuttingProxy:
         finally:
             for task in (up, down):
                 task.cancel()
+            await asyncio.wait([up, down])
             for each in (writer, upstream_writer):
                 self._writers.discard(each)
                 each.transport.abort()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +68,9 @@ def traffic(server: RealtimeServer, clients: int = 12) -> Iterator[None]:
             if not connection.execute("SELECT FROM pg_replication_slots WHERE slot_name = 'old_report'").fetchone():
                 connection.execute("SELECT pg_create_logical_replication_slot('old_report', 'pgoutput')")
             number = 0
-            while not ended.wait(0.02 + 0.015 * (number % 40 > 25)):
+            while not ended.wait(0.02 + 0.012 * math.sin(time.monotonic() / 9)):  # busy and quiet in turn
                 number += 1
-                rows = 1 + (number % 7 == 0) * 6
+                rows = 1 + (number % 7 == 0)
                 connection.execute(
                     "INSERT INTO public.todos (task) SELECT 'Water the plants' FROM generate_series(1, %s)", [rows]
                 )

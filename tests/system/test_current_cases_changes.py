@@ -1,8 +1,9 @@
 """The numbered cases G1 to G66 of the current protocol: `postgres_changes`.
 
 Not here: G43 and G45 to G47 (policies are not evaluated: tables with row security are withheld, see
-test_row_security.py), G48, G49 and G63 (rights on columns come with them). Answered differently, and asserted so: G35
-under REPLICA IDENTITY FULL, G50, G52b, G60 to G61, G65 on PostgreSQL 17 and before, G66.
+test_current_changes_across_processes.py), G48, G49 and G63 (rights on columns come with them), G44, G53 and G55, which
+are there and in tests/streaming/test_values.py. Answered differently, and asserted so: G35 under REPLICA IDENTITY FULL,
+G50, G52b, G61, G65, G66.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Listener:
         for statement in statements:
             self._sql.execute(statement.encode())
         self._sql.execute("INSERT INTO finish VALUES (1)")
-        heard = []
+        heard: list[dict[str, Any]] = []
         while True:
             join_ref, ref, topic, event, payload = await self._client.next()
             assert [join_ref, ref, topic, event] == [None, None, TOPIC, "postgres_changes"]
@@ -74,7 +75,8 @@ class Listener:
     async def records(self, *statements: str) -> list[Any]:
         """The same; the new rows, or what is known of deleted ones."""
         return [
-            payload["data"].get("record", payload["data"].get("old_record")) for payload in await self.changes(*statements)
+            payload["data"].get("record", payload["data"].get("old_record"))
+            for payload in await self.changes(*statements)
         ]
 
     async def types(self, *statements: str) -> list[str]:
@@ -129,7 +131,11 @@ def _told(status: str, message: str) -> dict[str, str]:
     return {"extension": "postgres_changes", "status": status, "message": message, "channel": "changes"}
 
 
-COLUMNS = [{"name": "id", "type": "int4"}, {"name": "details", "type": "text"}, {"name": "binary_data", "type": "bytea"}]
+COLUMNS = [
+    {"name": "id", "type": "int4"},
+    {"name": "details", "type": "text"},
+    {"name": "binary_data", "type": "bytea"},
+]
 
 
 @pytest.mark.parametrize("vsn", [V1, V2])
@@ -411,9 +417,7 @@ async def test_g33_a_delete_is_judged_by_what_is_known_of_the_old_row(listening:
     assert types == ["INSERT", "DELETE"]
 
 
-async def test_g34_with_full_identity_the_whole_old_row_is_known(
-    listening: Any, sql: psycopg.Connection[Any]
-) -> None:
+async def test_g34_with_full_identity_the_whole_old_row_is_known(listening: Any, sql: psycopg.Connection[Any]) -> None:
     sql.execute(FULL)
     async with listening(on("DELETE", filter="details=eq.a")) as listener:
         payloads = await listener.changes("INSERT INTO test VALUES (1, 'a'), (2, 'b')", "DELETE FROM test")
@@ -510,9 +514,7 @@ async def test_g52_an_unchanged_large_value_is_left_out(listening: Any, sql: psy
     assert "unchanged" not in payload["data"]
 
 
-async def test_who_asks_for_it_is_told_which_values_are_unchanged(
-    listening: Any, sql: psycopg.Connection[Any]
-) -> None:
+async def test_who_asks_for_it_is_told_which_values_are_unchanged(listening: Any, sql: psycopg.Connection[Any]) -> None:
     sql.execute(TOAST)
     async with listening(on("UPDATE"), options={"unchanged": True}) as listener:
         first, second = await listener.changes("UPDATE test SET binary_data = 'x'", "UPDATE test SET details = 'y'")
@@ -530,7 +532,9 @@ async def test_g52_g52b_with_full_identity_it_comes_from_the_old_row_and_filters
 
 
 async def test_g52c_an_index_as_the_replica_identity(listening: Any, sql: psycopg.Connection[Any]) -> None:
-    sql.execute("ALTER TABLE test ADD COLUMN k int UNIQUE NOT NULL; ALTER TABLE test REPLICA IDENTITY USING INDEX test_k_key")
+    sql.execute(
+        "ALTER TABLE test ADD COLUMN k int UNIQUE NOT NULL; ALTER TABLE test REPLICA IDENTITY USING INDEX test_k_key"
+    )
     async with listening(on()) as listener:
         _, update, delete = await listener.changes(
             "INSERT INTO test (k) VALUES (10)", "UPDATE test SET details = 'x'", "DELETE FROM test"
@@ -538,9 +542,7 @@ async def test_g52c_an_index_as_the_replica_identity(listening: Any, sql: psycop
     assert update["data"]["old_record"] == delete["data"]["old_record"] == {"k": 10}
 
 
-async def test_g54_numbers_keep_all_their_digits(
-    realtime_server: RealtimeServer, sql: psycopg.Connection[Any]
-) -> None:
+async def test_g54_numbers_keep_all_their_digits(realtime_server: RealtimeServer, sql: psycopg.Connection[Any]) -> None:
     sql.execute("ALTER TABLE test ADD COLUMN big int8, ADD COLUMN exact numeric")
     async with Channels(realtime_server.ws_url) as client:
         await client.joined(TOPIC, {"postgres_changes": [on()]})
@@ -556,7 +558,9 @@ async def test_who_asks_for_it_gets_large_numbers_as_text(listening: Any, sql: p
         [record] = await listener.records(row)
     assert record == {"id": 1, "big": "9223372036854775807", "exact": "1.50", "many": ["1", "2"]}
     async with listening(on(select=["big"], numbers="text")) as listener:
-        assert await listener.records("TRUNCATE test RESTART IDENTITY", row) == [{"id": 1, "big": "9223372036854775807"}]
+        assert await listener.records("TRUNCATE test RESTART IDENTITY", row) == [
+            {"id": 1, "big": "9223372036854775807"}
+        ]
 
 
 async def test_g56_names_in_quotes_other_schemas_and_adversarial_ones(
@@ -632,6 +636,16 @@ async def test_g64_full_identity_shows_the_whole_old_row(listening: Any, sql: ps
     async with listening(on("UPDATE")) as listener:
         [payload] = await listener.changes("INSERT INTO test VALUES (1, 'a')", "UPDATE test SET details = 'b'")
     assert payload["data"]["old_record"] == {"id": 1, "details": "a", "binary_data": None}
+
+
+async def test_g65_a_generated_column_that_is_not_published_cannot_be_asked_for(
+    listening: Any, problem: Any, sql: psycopg.Connection[Any]
+) -> None:
+    sql.execute("ALTER TABLE test ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED")
+    async with listening(on()) as listener:
+        [record] = await listener.records("INSERT INTO test (id) VALUES (1)")
+    assert record == {"id": 1, "details": None, "binary_data": None}
+    assert "invalid column for filter twice" in await problem(on(filter="twice=eq.2"))
 
 
 async def test_g66_an_underscore_in_a_name_is_no_wildcard(listening: Any, sql: psycopg.Connection[Any]) -> None:

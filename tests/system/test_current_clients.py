@@ -23,7 +23,9 @@ def sql(realtime_server: RealtimeServer) -> Iterator[psycopg.Connection[Any]]:
     with closing(connect_to(realtime_server.dsn)) as connection:
         connection.execute(
             """
-            CREATE TABLE notes (id int PRIMARY KEY, text text, tags text[], big int8, price numeric, done bool, doc jsonb);
+            CREATE TABLE notes (
+                id int PRIMARY KEY, text text, tags text[], big int8, price numeric, done bool, doc jsonb
+            )
             """
         )
         yield connection

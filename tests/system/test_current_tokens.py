@@ -11,19 +11,12 @@ import httpx2
 import pytest
 
 from streaming.tokens import sign
-from tests.system.channels import V1, Channels, close, ok, system
+from tests.system.channels import SECRET, V1, Channels, close, ok, system
 from tests.system.server import RealtimeServer
 
-SECRET = "a secret that is longer than thirty-two bytes"
 REQUIRED = "Fields `role` and `exp` are required in JWT"
 MALFORMED = "The token provided is not a valid JWT"
 SIGNER = "Failed to generate JWT signer, check your JWT secret or JWKS configuration"
-
-
-@pytest.fixture(scope="module")
-def secure_server() -> Iterator[RealtimeServer]:
-    with RealtimeServer({"SECURE_CHANNELS": "true", "JWT_SECRET": SECRET}) as server:
-        yield server
 
 
 @pytest.fixture
@@ -154,6 +147,17 @@ async def test_t01_t07_a_good_token_and_what_is_none_are_taken_without_a_word(
         await one.joined(room)
         for new in (token(sub="new"), "sb_publishable_x", key, None, 7):
             await one.send("1", "2", room, "access_token", {"access_token": new})
+        await one.silence()
+
+
+async def test_t02_a_new_token_is_told_of_where_changes_are_heard(secure_server: RealtimeServer, room: str) -> None:
+    binding = {"event": "*", "schema": "public", "table": "todos"}
+    async with Channels(current_url(secure_server), apikey=token()) as one:
+        await one.joined(room, {"postgres_changes": [binding]})
+        first = await one.next()
+        assert (first[3], first[4]["status"], first[4]["message"]) == ("system", "ok", "Subscribed to PostgreSQL")
+        await one.send("1", "2", room, "access_token", {"access_token": token(sub="new")})
+        assert await one.next() == first
         await one.silence()
 
 

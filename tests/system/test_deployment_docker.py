@@ -60,6 +60,7 @@ async def test_every_option_of_the_originals_image_works_by_its_name(database18:
     }
 
     with RealtimeServer(options) as server:
+        server.wait_for_log(" streaming ")
         token = sign({"iss": "Issuer", "role": "authenticated"}, SECRET)
         async with connect(f"{server.ws_url}?apikey={token}") as client, asyncio.timeout(LIMIT_S):
             join = {"topic": "realtime:public:items", "event": "phx_join", "payload": {}, "ref": "1"}

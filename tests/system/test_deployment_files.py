@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from compose_spec import PyOptions
+from psycopg.conninfo import conninfo_to_dict
 
 from realtime_project.settings import env
+from tests.servers import PostgresCluster, postgres_versions
+from tests.system.corridor import execute
 from tests.system.server import PROJECT
 
 DEPLOY = PROJECT / ".deploy"
@@ -109,6 +113,42 @@ def test_compose_has_files_for_what_it_mounts(tmp_path: Path) -> None:
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
     password = (tmp_path / "secrets/walcast_password").read_text().strip()
     assert f":{password}@" in (tmp_path / "secrets/django_database_url").read_text()
+
+
+def test_compose_trusts_its_own_network_and_no_other() -> None:
+    file = compose()
+    (network,) = file["networks"]["walcast"]["ipam"]["config"]
+
+    assert file["services"]["daphne-1"]["environment"]["TRUSTED_PROXIES"] == network["subnet"]
+    assert {tuple(service["networks"]) for service in file["services"].values()} == {("walcast",)}
+
+
+def test_the_database_of_compose_gets_a_role_that_may_replicate(postgres18: PostgresCluster, tmp_path: Path) -> None:
+    parts = {name: str(value) for name, value in conninfo_to_dict(postgres18.create_database()).items()}
+    (tmp_path / "walcast_password").write_text("it's a secret\n")
+    script = (DEPLOY / "postgres-init.sh").read_text().replace("/run/secrets", str(tmp_path))
+    env = {
+        "PATH": f"{postgres_versions()[18]}:{os.environ['PATH']}",
+        "PGHOST": parts["host"],
+        "PGPORT": parts["port"],
+        "PGPASSWORD": parts["password"],
+        "POSTGRES_USER": parts["user"],
+        "POSTGRES_DB": parts["dbname"],
+    }
+    try:
+        subprocess.run(["sh", "-c", script], env=env, check=True, capture_output=True)
+
+        with psycopg.connect(postgres18.dsn("walcast", user="walcast", password="it's a secret")) as connection:
+            connection.execute("create table record()")  # the database is its own
+            (row,) = connection.execute("select rolreplication, rolsuper from pg_roles where rolname = current_user")
+        with psycopg.connect(postgres18.dsn(parts["dbname"])) as connection:
+            publications = connection.execute("select pubname, puballtables from pg_publication").fetchall()
+    finally:
+        execute(postgres18.dsn(), "drop database if exists walcast", "drop role if exists walcast")
+        postgres18.drop_database(postgres18.dsn(parts["dbname"]))
+
+    assert row == (True, False)
+    assert publications == [("supabase_realtime", False)]
 
 
 def test_kubernetes_takes_the_manifests() -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,21 @@ def installation(
             unit("walcast-replicator.service"), env, lambda process: " streaming " in process.log
         )
         stack.enter_context(replicator)
-        daphnes = [
-            ManagedProcess(
-                unit("walcast@.service", str(port)),
-                env,
-                lambda _, port=port: http_status(port, "/health/live") is not None,
-            )
-            for port in ports
-        ]
+        daphnes = [ManagedProcess(unit("walcast@.service", str(port)), env, partial(_lives, port)) for port in ports]
         for daphne in daphnes:
             stack.enter_context(daphne)
         yield Installation(dsn, ports, (daphnes[0], daphnes[1]))
     postgres18.drop_database(dsn)
+
+
+def _lives(port: int, _: ManagedProcess) -> bool:
+    return http_status(port, "/health/live") is not None
+
+
+def _is_ready(port: int) -> bool:
+    # Asked by its address, it would refuse: that is not among ALLOWED_HOSTS.
+    url = f"http://127.0.0.1:{port}/health/ready"
+    return httpx2.get(url, headers={"Host": NAME}, trust_env=False).status_code == 200
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,12 @@ class Proxy:
         with httpx2.Client(verify=self.trust, trust_env=False, timeout=LIMIT_S) as client:
             url = f"https://127.0.0.1:{self.port}{path}"
             return client.get(url, headers=headers, extensions={"sni_hostname": NAME})
+
+    def post(self, path: str, form: dict[str, str], **headers: str) -> httpx2.Response:
+        """The answer to a form."""
+        with httpx2.Client(verify=self.trust, trust_env=False, timeout=LIMIT_S) as client:
+            url = f"https://127.0.0.1:{self.port}{path}"
+            return client.post(url, data=form, headers={"Host": NAME} | headers, extensions={"sni_hostname": NAME})
 
     def connect(self, token: str, *, source: str = "127.0.0.1") -> connect:
         """A websocket, from that address of this machine."""
@@ -151,7 +161,7 @@ def _nginx(program: str, folder: Path, installation: Installation) -> Proxy:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     names = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
-    argv = ["openssl", "req", *kind, *names, "-keyout", key, "-out", certificate]
+    argv = ["openssl", "req", *kind, *names, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(argv, check=True, capture_output=True)
     site = (DEPLOY / "nginx.conf").read_text()
     for theirs, ours in {
@@ -266,6 +276,21 @@ def test_pages_come_through(proxy: Proxy) -> None:
     assert f"wss://{NAME}" in page.headers["content-security-policy"]
 
 
+def test_the_dashboards_form_is_taken_over_https_and_its_cookies_are_for_https_alone(proxy: Proxy) -> None:
+    page = proxy.get("/admin/login/")
+    (field,) = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
+    cookie = page.headers["set-cookie"]
+    form = {"username": "nobody", "password": "wrong", "csrfmiddlewaretoken": field}
+
+    answers = {
+        origin: proxy.post("/admin/login/", form, Cookie=cookie.split(";")[0], Origin=origin).status_code
+        for origin in (f"https://{NAME}", "https://evil.example.net")
+    }
+
+    assert "Secure" in cookie
+    assert answers == {f"https://{NAME}": 200, "https://evil.example.net": 403}
+
+
 def test_under_another_name_there_is_no_page(proxy: Proxy) -> None:
     assert "Walcast" in proxy.get("/").text
     assert "Walcast" not in proxy.get("/", host="evil.example.net").text
@@ -305,6 +330,7 @@ async def test_when_one_daphne_ends_its_clients_find_the_other(proxy: Proxy, ins
                 await join(client)
     finally:
         one.start()
+        wait_until(lambda: _is_ready(installation.ports[0]), "the one being ready again")
 
 
 def log(installation: Installation) -> str:

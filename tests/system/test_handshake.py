@@ -95,7 +95,7 @@ def test_g16_a_websocket_on_an_unknown_path_is_not_found(path: str, open_server:
     assert "Traceback" not in open_server.log
 
 
-@pytest.mark.parametrize("path", ["/websocket", "/socket", "/socket/longpoll", "/metrics", "/favicon.ico"])
+@pytest.mark.parametrize("path", ["/websocket", "/socket", "/socket/longpoll", "/metric", "/favicon.ico"])
 def test_g16_other_pages_are_not_found(path: str, open_server: RealtimeServer) -> None:
     response = ask(open_server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (response.status, response.body) == (404, "Not Found")

@@ -9,18 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
+from django.test import Client, override_settings
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from streaming.tokens import sign
 from tests.clients.install import NodeClients
 from tests.system.cutting_proxy import CuttingProxy
 from tests.system.picture import CHROMIUM
-from tests.system.server import RealtimeServer, http_status
+from tests.system.server import RealtimeServer
 
 SECRET = "correct horse battery staple, twice over"
 TODOS = "#legacy=realtime:public:todos"
@@ -36,11 +38,9 @@ ROOM = {
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RealtimeServer]:
-    with RealtimeServer() as server:
-        server.wait_for_log("replicator streaming")
-        yield server
+@pytest.fixture
+def server(realtime_server: RealtimeServer) -> RealtimeServer:
+    return realtime_server
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +105,20 @@ def rows(page: Page, event: str) -> Locator:
     return page.locator(f'.row:has(.tag[data-event="{event}"])')
 
 
+def _run_in(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    loop.call_soon_threadsafe(call)
+
+
 @contextmanager
-def proxied(server: RealtimeServer) -> Iterator[CuttingProxy]:
-    """A proxy in a thread of its own, as Playwright's calls do not return to the loop of this one."""
+def proxied(server: RealtimeServer) -> Iterator[tuple[CuttingProxy, Callable[[], None]]]:
+    """A proxy in a thread of its own (Playwright's calls do not return to the loop of this one), and what cuts it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     proxy = CuttingProxy(server.port)
     try:
         asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result(10)
-        yield proxy
+        yield proxy, partial(_run_in, loop, proxy.cut)
         asyncio.run_coroutine_threadsafe(proxy.__aexit__(None, None, None), loop).result(10)
     finally:
         loop.call_soon_threadsafe(loop.stop)
@@ -273,13 +277,13 @@ def test_a_link_opens_the_same_view_and_an_export_holds_it(server: RealtimeServe
 
 
 def test_after_a_cut_it_comes_back_resumes_and_says_so(server: RealtimeServer, open_page: OpenPage) -> None:
-    with proxied(server) as proxy:
+    with proxied(server) as (proxy, cut):
         page = open_page(f"http://127.0.0.1:{proxy.port}/inspector{TODOS}")
         is_joined(page)
         write(server, "INSERT INTO todos (task) VALUES ('before')")
         expect(rows(page, "INSERT")).to_have_count(1)
         proxy.is_closed = True
-        proxy.cut()
+        cut()
         expect(page.locator("#status")).to_have_attribute("data-state", "reconnecting")
         write(server, "INSERT INTO todos (task) VALUES ('missed 1')", "INSERT INTO todos (task) VALUES ('missed 2')")
         proxy.is_closed = False
@@ -333,13 +337,14 @@ def test_thousands_of_events_leave_the_page_quick_and_the_list_bounded(
     assert complaints == []
 
 
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1024, True), (1600, False)])
+@pytest.mark.parametrize(("width", "dark"), [(360, False), (1024, True), (1600, False)])
 def test_it_fits_and_can_be_used_by_everybody(
     server: RealtimeServer, open_page: OpenPage, node_clients: NodeClients, width: int, dark: bool
 ) -> None:
     page = open_page(f"{server.http_url}/inspector{TODOS}&current={quote(json.dumps(ROOM))}", width=width, dark=dark)
     is_joined(page, 2)
-    write(server, "INSERT INTO todos (task) VALUES ('fits')", "UPDATE todos SET done = true WHERE task = 'fits'")
+    task = f"fits {width} {dark}"
+    write(server, f"INSERT INTO todos (task) VALUES ('{task}')", f"UPDATE todos SET done = true WHERE task = '{task}'")
     expect(rows(page, "UPDATE")).to_have_count(2)
     page.get_by_role("button", name="Track", exact=True).click()
     expect(page.locator("#people li")).to_have_count(1)
@@ -364,11 +369,21 @@ def test_a_secured_server_gets_the_token_and_nobody_else(open_page: OpenPage) ->
         expect(page.locator("#identity")).to_contain_text("The server refused this token")
         secret = sign({"role": "authenticated", "sub": "alice", "exp": int(time.time()) + 600}, SECRET)
         token.fill(secret)
-        page.get_by_role("button", name="Use").click()
+        page.get_by_role("button", name="Use", exact=True).click()
         is_joined(page)
         expect(page.locator("#identity")).to_have_text("sub alice, role authenticated; expires in 10 min.")
         write(server, "INSERT INTO todos (task) VALUES ('seen')")
         expect(rows(page, "INSERT")).to_have_count(1)
+        page.get_by_role("button", name="protocol").click()
+        renewed = sign({"role": "authenticated", "sub": "alice", "exp": int(time.time()) + 1200}, SECRET)
+        token.fill(renewed)
+        token.press("Enter")
+        pushed = rows(page, "access_token")
+        expect(pushed).to_contain_text("(hidden)")
+        pushed.click()
+        expect(page.locator("#detail pre")).to_contain_text("(hidden)")
+        expect(rows(page, "phx_join").first).to_contain_text('"user_token":"(hidden)"')
+        assert renewed not in page.content()
         assert secret not in page.url
         assert secret not in page.content()
         assert page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])").count("eyJ") == 0
@@ -377,11 +392,13 @@ def test_a_secured_server_gets_the_token_and_nobody_else(open_page: OpenPage) ->
         link = page.get_by_role("link", name="Open the inspector there")
         expect(link).to_have_attribute("href", re.compile(r"^https://elsewhere\.example/inspector#legacy="))
         assert secret not in (link.get_attribute("href") or "")
-        server.stop()
-        server.env["INSPECTOR"] = "false"
-        server.start()
-        assert http_status(server.port, "/inspector") == 404
-        assert http_status(server.port) == 200
+
+
+@pytest.mark.parametrize(("is_served", "status"), [(True, 200), (False, 404)])
+def test_a_setting_takes_the_page_away(client: Client, is_served: bool, status: int) -> None:
+    with override_settings(INSPECTOR=is_served):
+        assert client.get("/inspector").status_code == status
+        assert client.get("/").status_code == 200
 
 
 def test_the_policy_lets_the_inspector_talk_to_its_own_server_only(server: RealtimeServer) -> None:

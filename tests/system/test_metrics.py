@@ -187,6 +187,37 @@ async def test_resumes_are_counted_by_result_and_size(env: dict[str, str], daphn
     assert value(daphne.port, "resume_replayed_changes_sum") >= 5
 
 
+async def test_broadcasts_and_who_is_present_are_counted(daphne: DaphneProcess) -> None:
+    topic = "realtime:room"
+    token = sign({"role": "anon", "exp": 4_000_000_000}, SECRET)
+
+    async def joined(client: LegacyClient, key: str) -> None:
+        config = {"broadcast": {"self": False}, "presence": {"key": key, "enabled": True}}
+        payload = {"config": config, "access_token": token}
+        await client.send({"topic": topic, "event": "phx_join", "payload": payload, "ref": "1", "join_ref": "1"})
+        while (message := await client.receive())["event"] != "phx_reply":
+            pass
+        assert message["payload"]["status"] == "ok"
+
+    async with LegacyClient(authorized(daphne)) as one, LegacyClient(authorized(daphne)) as two:
+        await joined(one, "one")
+        await joined(two, "two")
+        said = {"type": "broadcast", "event": "note", "payload": {}}
+        await one.send({"topic": topic, "event": "broadcast", "payload": said, "ref": "2", "join_ref": "1"})
+        while (await two.receive())["event"] != "broadcast":
+            pass
+        shown = {"type": "presence", "event": "track", "payload": {}}
+        await one.send({"topic": topic, "event": "presence", "payload": shown, "ref": "3", "join_ref": "1"})
+        while (await two.receive())["event"] != "presence_diff":
+            pass
+        assert value(daphne.port, "broadcasts_total") == 1
+        assert value(daphne.port, "room_messages_sent_total") >= 1
+        assert value(daphne.port, "presence_changes_total") >= 1
+        assert value(daphne.port, "presences") == 1
+        assert value(daphne.port, "users") == 2
+        assert value(daphne.port, "joins_total", protocol="current", result="ok") == 2
+
+
 def test_others_than_this_machine_may_not_ask_and_a_proxy_is_another(daphne: DaphneProcess) -> None:
     assert status_of(daphne.port) == 200
     assert status_of(daphne.port, {"X-Forwarded-For": "203.0.113.9"}) == 403

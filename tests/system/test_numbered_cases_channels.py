@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.servers import wait_until
 from tests.system.golden import LIMIT_S, Marker, connect_to, open_socket, run_sql
 from tests.system.legacy import (
+    SECRET,
     Json,
     closed,
     exchange,
@@ -283,7 +284,7 @@ def test_g45_pings_of_the_client_keep_the_socket(impatient: RealtimeServer) -> N
     ],
 )
 def test_a_join_after_the_end_of_the_token(ends_channels: str, answer: Json, server: RealtimeServer) -> None:
-    env = {"SECURE_CHANNELS": "true", "JWT_SECRET": "secret", "EXPIRED_TOKENS_END_CHANNELS": ends_channels}
+    env = {"SECURE_CHANNELS": "true", "JWT_SECRET": SECRET, "EXPIRED_TOKENS_END_CHANNELS": ends_channels}
     with RealtimeServer({"DATABASE_URL": server.dsn} | env) as secured:
         ends_at = time.time() + 0.5
         with open_socket(secured.ws_url, f"apikey={signed({'exp': ends_at})}") as socket:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.system.legacy import exchange, message, ok, signed
+from tests.system.legacy import SECRET, exchange, message, ok, signed
 from tests.system.server import RealtimeServer
 from tests.system.wire import RawSocket, Response, upgrade_request
 
@@ -23,7 +23,7 @@ FUTURE = 4102444800
 def secure_server() -> Iterator[RealtimeServer]:
     validators = '{"iss": "Issuer", "nbf": 1610078130}'
     with RealtimeServer(
-        {"SECURE_CHANNELS": "true", "JWT_SECRET": "secret", "JWT_CLAIM_VALIDATORS": validators}
+        {"SECURE_CHANNELS": "true", "JWT_SECRET": SECRET, "JWT_CLAIM_VALIDATORS": validators}
     ) as server:
         yield server
 
@@ -163,7 +163,7 @@ def test_g19_any_origin_may_connect(realtime_server: RealtimeServer) -> None:
         pytest.param({"JWT_SECRET": ""}, "JWT secret is missing", id="G20-secret empty"),
         *(
             pytest.param(
-                {"JWT_SECRET": "secret", "JWT_CLAIM_VALIDATORS": validators},
+                {"JWT_SECRET": SECRET, "JWT_CLAIM_VALIDATORS": validators},
                 "JWT claim validators is not a valid JSON object",
                 id=f"G20-validators {validators}",
             )

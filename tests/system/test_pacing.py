@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.system.corridor import LegacyClient
 from tests.system.golden import join_frame
-from tests.system.server import RealtimeServer
-from tests.system.test_slow_reader import memory_mb
+from tests.system.server import RealtimeServer, listeners
 from tests.system.wire import masked, upgrade_request
 
 ROWS, VALUE_CHARACTERS = 40_000, 1000
@@ -22,14 +22,20 @@ LIMIT_S = 60.0
 _INSERT = "INSERT INTO large SELECT i, repeat('x', %s) FROM generate_series(1, %s) AS i"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RealtimeServer]:
-    with RealtimeServer({"SLOW_READER_MAX_MB": str(QUEUE_MB), "RING_MAX_MB": "4"}) as server:
+@pytest.fixture(scope="module", params=[(), ("--workers", "1")], ids=["one process", "through Valkey"])
+def server(request: pytest.FixtureRequest) -> Iterator[RealtimeServer]:
+    with RealtimeServer({"SLOW_READER_MAX_MB": str(QUEUE_MB), "RING_MAX_MB": "16"}, args=request.param) as server:
         server.wait_for_log("replicator streaming")
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("CREATE TABLE large (id bigint, value text)")
             connection.execute("CREATE TABLE small (id bigint)")
         yield server
+
+
+def memory_mb(pid: int, what: str) -> float:
+    """``VmRSS`` of a process, or its highest value so far, ``VmHWM``."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
 
 
 class Reader:
@@ -78,13 +84,14 @@ async def test_a_transaction_of_many_times_the_queue_reaches_a_reader_that_takes
     reader = Reader(server, 12e6)
     await reader.join()
     await insert_large(server, 1000)
-    before = memory_mb(server, "VmRSS")
+    (serving,) = listeners(server.port)
+    before = memory_mb(serving, "VmRSS")
     await insert_large(server, ROWS - 1000)
     await asyncio.wait_for(reader.read(ROWS), LIMIT_S)
     await reader.close()
     assert (reader.messages, reader.closed) == (ROWS, False)
     assert "slow reader closed" not in server.log
-    assert memory_mb(server, "VmHWM") - before < 60
+    assert memory_mb(serving, "VmHWM") - before < 60
 
 
 async def test_a_reader_that_hardly_moves_is_cut_off_and_others_get_theirs_soon(server: RealtimeServer) -> None:

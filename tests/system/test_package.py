@@ -121,7 +121,8 @@ def project(
 
 def snippet(holding: str) -> str:
     """The README's Python with that text in it."""
-    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if holding in block)
+    blocks: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return next(block for block in blocks if holding in block)
 
 
 def django(dsn: str) -> dict[str, dict[str, str]]:

@@ -98,7 +98,7 @@ def test_its_links_lead_somewhere() -> None:
 
 def test_the_python_client_prints_a_change(realtime_server: RealtimeServer, tmp_path: Path) -> None:
     script = tmp_path / "client.py"
-    script.write_text(at(code("python", holding="websockets"), realtime_server))
+    script.write_text(at(code("python", holding="asyncio.run(main())"), realtime_server))
 
     lines = asyncio.run(_lines([sys.executable, script], tmp_path, realtime_server, ready="phx_reply"))
 

@@ -27,9 +27,13 @@ LIMIT_S = 60.0
 LEGACY = ("1.0.11", "1.7.5", "phoenix")
 CURRENT = ("2.11.15", "latest")
 
-WRITERS, TRANSACTIONS, JOINS = 3, 100, 6
-"""Each writer numbers its rows, some transactions having several: so many at least, and until each client has joined so
-often."""
+WRITERS, TRANSACTIONS, RETURNS = 3, 100, 4
+"""Each writer numbers its rows, some transactions having several: so many at least, and until each client has come back
+so often."""
+
+
+OVERFLOW = "INSERT INTO todos (task) SELECT repeat(md5(random()::text), 10000) FROM generate_series(1, 4)"
+"""Six times, these are about 7.5 MB, and go through a ring of 4 MB."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +49,17 @@ class ResumingClient:
     def __init__(self, version: str, process: asyncio.subprocess.Process) -> None:
         self.version, self._process = version, process
         self.tasks: list[str] = []
-        self.joins = self.replayed = 0
+        self.joins = self.resumes = self.replayed = self.commit_lsn = 0
         self.gaps: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.version}: {len(self.tasks)} changes, {self.joins} joins, {self.resumes} resumes, "
+            f"{self.replayed} replayed, gaps {self.gaps}, errors {self.errors}>"
+        )
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
@@ -64,7 +74,10 @@ class ResumingClient:
                 case "joined":
                     self.joins += 1
                 case "resumed":
+                    self.resumes += 1
                     self.replayed += line["replayed"]
+                case "position":
+                    self.commit_lsn = int(line["position"].split(".")[1], 16)
                 case "gap":
                     self.gaps.append(line)
                 case "error":
@@ -79,10 +92,7 @@ class ResumingClient:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(
-                f"{self.version}: no {what} within {LIMIT_S} s; {len(self.tasks)} changes, {self.joins} joins, "
-                f"gaps {self.gaps}, errors {self.errors}"
-            ) from None
+            raise AssertionError(f"no {what} within {LIMIT_S} s: {self}") from None
 
     async def stop(self) -> None:
         """End it by closing its stdin."""
@@ -99,11 +109,11 @@ class ResumingClient:
 
 @asynccontextmanager
 async def running(
-    clients: NodeClients, version: str, port: int, helper: Path | None = HELPER
+    clients: NodeClients, version: str, port: int, helper: Path | None = HELPER, *, topic: str = TOPIC, more: str = ""
 ) -> AsyncIterator[ResumingClient]:
     """The client, joined."""
     process = await asyncio.create_subprocess_exec(
-        *(clients.node, CLIENT, version, f"ws://127.0.0.1:{port}/socket", TOPIC, str(helper or "none")),
+        *(clients.node, CLIENT, version, f"ws://127.0.0.1:{port}/socket", topic, str(helper or "none"), more),
         cwd=clients.folder,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -167,8 +177,9 @@ async def cut_under_load(
     print(f"WALCAST_SEED={seed}")
     dice = random.Random(seed)
     is_cutting = True
-    # Some cuts come in the middle of the handshake or of the join, some in the middle of a replay, some later.
-    lengths = (0, 150, 400, 900, 3_000, 10_000, 30_000, 100_000)
+    # Some cuts come in the middle of the handshake or of the join, some in the middle of a replay, some later. What is
+    # still to be replayed grows meanwhile: long ones let it all through.
+    lengths = (0, 300, 900, 5_000, 30_000, 100_000, 300_000, 300_000)
 
     def cut_after() -> int | None:
         return dice.choice(lengths) + dice.randrange(500) if is_cutting else None
@@ -181,10 +192,13 @@ async def cut_under_load(
         proxy.cut()
 
         def enough() -> bool:
-            return all(client.joins >= JOINS for client in clients)
+            return all((client.resumes if helper else client.joins) >= RETURNS for client in clients)
 
-        async with asyncio.timeout(LIMIT_S):
-            written = await asyncio.gather(*(write(server, writer, seed, enough) for writer in range(WRITERS)))
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                written = await asyncio.gather(*(write(server, writer, seed, enough) for writer in range(WRITERS)))
+        except TimeoutError:
+            raise AssertionError(f"not every client came back {RETURNS} times: {clients}") from None
         is_cutting = False
         cuts = proxy.cuts
         proxy.cut()
@@ -216,14 +230,14 @@ async def test_clients_whose_sockets_are_cut_at_random_lose_nothing(
     # One order for all of them, over all writers.
     assert [client.version for client in clients if client.tasks != clients[0].tasks] == []
     # And it was not easy.
-    assert cuts >= JOINS * len(clients)
+    assert cuts >= RETURNS * len(clients)
     assert all(client.replayed for client in clients)
 
 
 async def test_the_checker_reports_what_is_lost_without_the_helper(
     server: RealtimeServer, node_clients: NodeClients
 ) -> None:
-    clients, written, _ = await cut_under_load(server, node_clients, ("1.7.5",), None)
+    clients, written, _ = await cut_under_load(server, node_clients, ("phoenix",), None)
 
     (found,) = (faults(client.tasks, written) for client in clients)
     assert found
@@ -239,8 +253,7 @@ async def test_who_was_away_for_too_long_is_told_that_changes_are_missing(
         await client.until(lambda: "before" in client.tasks, "change")
         proxy.is_closed = True
         proxy.cut()
-        large = "INSERT INTO todos (task) SELECT repeat(md5(random()::text), 10000) FROM generate_series(1, 4)"
-        await execute(server, *[large] * 6)  # about 7.5 MB through a ring of 4 MB
+        await execute(server, *[OVERFLOW] * 6)
         proxy.is_closed = False
         await client.until(lambda: client.gaps, "gap")
         await execute(server, "INSERT INTO todos (task) VALUES ('after')")
@@ -248,6 +261,36 @@ async def test_who_was_away_for_too_long_is_told_that_changes_are_missing(
 
     assert [gap["topic"] for gap in client.gaps] == [TOPIC if version == "1.7.5" else "realtime:resumes"]
     assert client.tasks == ["before", "after"]
+
+
+@pytest.mark.parametrize("version", ["1.0.11", "latest"])
+async def test_a_quiet_topic_moves_on_with_heartbeats_and_misses_nothing_by_being_quiet(
+    version: str, server: RealtimeServer, node_clients: NodeClients
+) -> None:
+    await execute(server, "CREATE TABLE IF NOT EXISTS quiet (id int, task text)")
+    topic = "realtime:public:quiet"
+    async with (
+        CuttingProxy(server.port) as proxy,
+        running(node_clients, version, proxy.port, topic=topic, more="500") as client,
+    ):
+        await execute(server, *[OVERFLOW] * 6)
+        before = await current_lsn(server)
+        await execute(server, "INSERT INTO todos (task) VALUES ('the last loud one')")
+        await client.until(lambda: client.commit_lsn > before, "heartbeat that tells of the last position")
+        proxy.cut()
+        await client.until(lambda: client.resumes, "return")
+        await execute(server, "INSERT INTO quiet VALUES (1, 'a quiet one')")
+        await client.until(lambda: client.tasks, "change")
+
+    assert (client.tasks, client.gaps) == (["a quiet one"], [])
+
+
+async def current_lsn(server: RealtimeServer) -> int:
+    async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
+        cursor = await connection.execute("SELECT pg_current_wal_lsn() - '0/0'")
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_the_helper_is_served_to_every_origin(server: RealtimeServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -14,20 +14,13 @@ from streaming.tokens import sign
 from tests.clients.install import NodeClients
 from tests.clients.python import PythonClient
 from tests.clients.talking import NODE_CLIENTS, PYTHON_VERSION, Talker, talking
-from tests.system.channels import Channels
+from tests.system.channels import SECRET, Channels
 from tests.system.server import RealtimeServer
 
-SECRET = "a secret that is longer than thirty-two bytes"
 ALL = [*NODE_CLIENTS, "python"]
 ACK = {"broadcast": {"ack": True, "self": False}}
 # Phoenix's own client throws at a binary frame that is not Phoenix's.
 TEXT = {"broadcast": {"ack": True, "self": False, "binary": False}}
-
-
-@pytest.fixture(scope="module")
-def secure_server() -> Iterator[RealtimeServer]:
-    with RealtimeServer({"SECURE_CHANNELS": "true", "JWT_SECRET": SECRET}) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -14,20 +14,26 @@ import pytest
 from tests.servers import ValkeyServer
 from tests.system.channels import V1, Channels, UserBroadcast, ok, push_frame
 from tests.system.corridor import DaphneProcess
+from tests.system.test_asgi_servers import UvicornProcess
 
 LEASE_S = 4.0
 
 
 @pytest.fixture(scope="module")
-def daphnes(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DaphneProcess]]:
+def env(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of processes that share rooms; no database is needed for them."""
     home: Path = tmp_path_factory.mktemp("home")
-    env = {
+    return {
         "REDIS_URL": valkey.url,
         "REDIS_PREFIX": secrets.token_hex(4),
         "SECURE_CHANNELS": "false",
         "WALCAST_HOME": str(home),
         "DATABASE_URL": "postgresql://postgres@127.0.0.1:1/nothing",
     }
+
+
+@pytest.fixture(scope="module")
+def daphnes(env: dict[str, str]) -> Iterator[list[DaphneProcess]]:
     with DaphneProcess(env) as one, DaphneProcess(env) as two:
         yield [one, two]
 
@@ -91,6 +97,21 @@ async def test_presence_crosses_and_newcomers_see_it(daphnes: list[DaphneProcess
             assert meta["n"] == 1
         await one.socket.close()
         assert list((await two.next())[4]["leaves"]) == ["a"]
+
+
+async def test_another_server_of_asgi_will_do(env: dict[str, str], daphnes: list[DaphneProcess], room: str) -> None:
+    with UvicornProcess(env) as uvicorn:
+        async with Channels(uvicorn.ws_url) as one, Channels(daphnes[0].ws_url) as two, httpx2.AsyncClient() as client:
+            await one.joined(room)
+            await two.joined(room)
+            await two.socket.send(push_frame("1", "2", room, "e", b"\x00\xff", encoding=0))
+            assert await one.next() == UserBroadcast(room, "e", b"", 0, b"\x00\xff")
+            await one.socket.send(push_frame("1", "2", room, "e", b"{}", encoding=1))
+            assert await two.next() == UserBroadcast(room, "e", b"", 1, b"{}")
+            name = room.removeprefix("realtime:")
+            url = f"http://127.0.0.1:{uvicorn.port}/api/broadcast/{name}/events/a%2Fb?private=false"
+            assert (await client.post(url, json={})).status_code == 202
+            assert await one.next() == await two.next() == UserBroadcast(room, "a/b", b"", 1, b"{}")
 
 
 async def test_a_killed_process_leaves_no_phantom(daphnes: list[DaphneProcess], room: str) -> None:

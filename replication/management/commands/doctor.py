@@ -97,6 +97,7 @@ async def _findings() -> list[Finding]:
             int(settings.MAX_REPLICATION_LAG_MB * 1e6),
             frozenset(settings.HIDDEN_TABLES),
             settings.DB_IP_VERSION or None,
+            settings.BYPASS_ROLES if settings.SECURE_CHANNELS and not settings.IGNORE_ROW_SECURITY else None,
         )
         findings = await examine(subject)
     findings += checkup.settings_checked()

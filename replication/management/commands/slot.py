@@ -115,8 +115,9 @@ class Command(BaseCommand):
     def _show(self, found: Sequence[SlotStatus]) -> None:
         ours = streamed_database()[1]
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("slot", "plugin", "database", "read by", "kept", "lag", "wal_status", "safe", "remark"):
-            right = heading in ("kept", "lag", "safe")
+        sizes = ("kept", "lag", "safe", "xmin age")
+        for heading in ("slot", "plugin", "database", "read by", *sizes[:2], "wal_status", *sizes[2:], "remark"):
+            right = heading in sizes
             table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "remark")
         for slot in found:
             remarks = ["ours"] if slot.name == ours else []
@@ -133,6 +134,7 @@ class Command(BaseCommand):
                 "-" if slot.lag_bytes is None else size(slot.lag_bytes),
                 slot.wal_status or "-",
                 "-" if slot.safe_wal_size is None else size(max(0, slot.safe_wal_size)),
+                "-" if slot.catalog_xmin_age is None else str(slot.catalog_xmin_age),
                 ", ".join(remarks),
             )
             table.add_row(*map(escape, row), style="red" if slot.lost_because else None)

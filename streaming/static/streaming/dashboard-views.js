@@ -467,10 +467,10 @@ const process = (item, now) =>
 export const processes = ({ state }) => [
   title("Processes", "One replicator reads the slot; the others stand by. Each process that serves sockets follows it."),
   state.replicators.length
-    ? h("ul", { class: "stack two" }, state.replicators.map(replicator))
+    ? null
     : empty("No replicator tells of itself", h("p", {}, "Nothing is read from PostgreSQL, unless one has just been stopped or started. Start one:"), copyable("manage.py run_replicator", "the command")),
-  h("ul", { class: "stack two" }, state.processes.map((item) => process(item, state.now))),
-];
+  h("ul", { class: "stack two" }, state.replicators.map(replicator), state.processes.map((item) => process(item, state.now))),
+].filter(Boolean);
 
 // ------------------------------------------------------------------------------------------------ errors
 

@@ -36,17 +36,14 @@ const showVerdict = ({ verdict, now, database, processes }) => {
   const count = processes.length;
   const where = database.version ? `PostgreSQL ${database.version} at ${database.host}` : "the database was not reached";
   const note = `${where} · ${count} ${count === 1 ? "process" : "processes"} · ${new Date(now * 1000).toISOString().slice(11, 19)} UTC`;
-  const heading = section.querySelector("h1");
-  // A live region reads what changes: the sentence when it does, not the clock beside it each second.
-  if (heading.textContent !== verdict.sentence) heading.textContent = verdict.sentence;
-  let line = section.querySelector(".note");
-  if (!line) {
-    line = document.createElement("p");
-    line.className = "note muted";
-    line.setAttribute("aria-live", "off");
-    section.append(line);
+  section.querySelector("h1").textContent = verdict.sentence;
+  byId("where").textContent = note;
+  // Who listens is told what changes in kind: not each millisecond of a latency.
+  const kind = verdict.level + verdict.sentence.replace(/[\d.,]+/g, "");
+  if (kind !== byId("spoken").dataset.kind) {
+    byId("spoken").dataset.kind = kind;
+    byId("spoken").textContent = verdict.sentence;
   }
-  line.textContent = note;
 };
 
 const showCounts = ({ slots, clients, topics, processes, problems }) => {

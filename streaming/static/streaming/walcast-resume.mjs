@@ -18,6 +18,9 @@
 // Servers that know no resume ignore the key: then nothing is replayed, and no gap is told.
 // One file, no dependency. Copy it, or import it from the server.
 
+/** A topic that is joined again so soon after it was left goes on where it was; later it begins anew. */
+const FORGET_MS = 5_000
+
 const CHANGES = new Set(['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', '*', 'postgres_changes'])
 
 /**
@@ -43,11 +46,12 @@ export function resuming({ onGap, onResume, positions = {}, transport = globalTh
     )
   }
   const known = new Map(Object.entries(positions)) // topic -> the newest position that the client has been handed
+  const left = new Map() // topic -> when it was left
   onGap ??= ({ topic, since }) => console.warn(`changes of ${topic} after ${since} are missing: read again what you show`)
 
   function ResumingWebSocket(...args) {
     const socket = new transport(...args)
-    const traffic = new Traffic(known, onGap, onResume)
+    const traffic = new Traffic(known, left, onGap, onResume)
     const wrappers = new WeakMap()
     const wrapped = (handler) => {
       if (typeof handler !== 'function') return handler
@@ -76,14 +80,15 @@ export function resuming({ onGap, onResume, positions = {}, transport = globalTh
     return proxy
   }
   for (const state of ['CONNECTING', 'OPEN', 'CLOSING', 'CLOSED']) ResumingWebSocket[state] = transport[state]
-  ResumingWebSocket.positions = () => Object.fromEntries(known)
+  ResumingWebSocket.positions = () => Object.fromEntries([...known].filter(([topic]) => !left.has(topic)))
   return ResumingWebSocket
 }
 
-/** What goes over one socket, as far as resuming is concerned. `known` outlives it. */
+/** What goes over one socket, as far as resuming is concerned. `known` and `left` outlive it. */
 class Traffic {
-  constructor(known, onGap, onResume) {
+  constructor(known, left, onGap, onResume) {
     this.known = known
+    this.left = left
     this.onGap = onGap
     this.onResume = onResume
     this.joining = new Map() // ref of a join -> {topic, since}, until its reply
@@ -98,16 +103,27 @@ class Traffic {
     if (message === null) return frame
     const { topic, event, payload, ref } = message
     if (event === 'phx_leave') {
-      // The application is done with it. (A client that has waited too long for a join leaves as well, and joins again.)
-      if (this.joined.delete(topic)) this.known.delete(topic)
+      // Not forgotten yet: some of its changes are on their way, and many applications make a channel anew to mend it.
+      // (A client that has waited too long for a join leaves as well, and joins again.)
+      if (this.joined.delete(topic)) this.left.set(topic, Date.now())
     } else if (event === 'phx_join' && hearsChanges(payload)) {
-      // A client repeats the payload of its first join: what the application wrote there holds for the first one only.
-      const since = this.known.get(topic) ?? payload.resume?.since
+      const since = this.#beginning(topic, payload)
       this.joined.delete(topic)
       this.joining.set(String(ref), { topic, since })
       return message.with({ ...payload, resume: since === undefined ? {} : { since } })
     }
     return frame
+  }
+
+  /** Where a join goes on, `undefined` if it begins. */
+  #beginning(topic, payload) {
+    const leftAt = this.left.get(topic)
+    this.left.delete(topic)
+    if (leftAt !== undefined && Date.now() - leftAt > FORGET_MS) this.known.delete(topic)
+    // A client repeats the payload of its first join: what the application wrote there holds for a new channel only.
+    const wanted = payload.resume?.since
+    if (typeof wanted === 'string' && (leftAt !== undefined || !this.known.has(topic))) this.known.set(topic, wanted)
+    return this.known.get(topic)
   }
 
   /** A frame on its way in: `deliver()` hands it to the client, unless that has had this change before. */
@@ -162,10 +178,10 @@ class Traffic {
     this.joined.add(topic)
     const { since } = join
     const isGap = !recovered && since !== undefined
-    if (typeof position === 'string' && (isGap || since === undefined)) {
+    if (typeof position === 'string' && (isGap || !this.known.has(topic))) {
       this.known.set(topic, position)
       this.seen.delete(topic)
-    } else if (typeof position === 'string' && !replayed) {
+    } else if (typeof position === 'string' && since !== undefined && !replayed) {
       this.#moveTo(topic, position)
     } // else the changes that come now tell how far we are: the socket may be cut before the last of them
     if (isGap) return () => this.onGap({ topic, since, position: position ?? null })

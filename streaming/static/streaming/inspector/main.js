@@ -7,6 +7,7 @@ import { Rows, make } from "./rows.js";
 import { Connection } from "./wire.js";
 import {
   curl,
+  heardInWords,
   javascript,
   joinInWords,
   milliseconds,
@@ -112,7 +113,7 @@ const STATES = { waiting: "waiting for the connection", joining: "joining", join
 const showChannels = () => {
   byId("channels").replaceChildren(
     ...[...connection.channels].map(([topic, { join, state, reason }]) => {
-      const words = joinInWords(join);
+      const words = heardInWords(join);
       const leave = make("button", { type: "button", class: "quiet icon", "aria-label": `Leave ${topic}`, title: "Leave" }, "×");
       leave.addEventListener("click", () => {
         connection.leave(topic);

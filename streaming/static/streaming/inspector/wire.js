@@ -7,10 +7,10 @@ const RECONNECT_MS = [1_000, 2_000, 5_000, 10_000];
 const REJOIN_MS = [1_000, 2_000, 5_000, 10_000];
 const REPLY_MS = 10_000;
 
-/** What the server is asked for by a join; the token comes with the handshake, and `resume` is added underneath. */
-export const joinPayload = (join, since) => {
+/** What the server is asked for by a join; where it does not say `since`, `resume` is added underneath. */
+export const joinPayload = (join, { since, token } = {}) => {
   const resume = since ? { resume: { since } } : {};
-  if (join.kind === "legacy") return resume;
+  if (join.kind === "legacy") return { ...resume, ...(token && { user_token: token }) };
   return {
     config: {
       broadcast: { self: Boolean(join.self), ack: Boolean(join.ack) },
@@ -19,6 +19,7 @@ export const joinPayload = (join, since) => {
       private: Boolean(join.private),
     },
     ...resume,
+    ...(token && { access_token: token }),
   };
 };
 
@@ -100,8 +101,12 @@ export class Connection {
       this.attempts = 0;
       this.open();
     } else if (token) {
-      for (const [topic, { state }] of this.channels) {
-        if (state === "joined") this.push(topic, "access_token", { access_token: token }, { isAnswered: false });
+      for (const [topic, channel] of this.channels) {
+        if (channel.state === "joined") this.push(topic, "access_token", { access_token: token }, { isAnswered: false });
+        else if (channel.state === "closed" || channel.state === "refused") {
+          channel.state = "waiting"; // it ended with its token, or for want of one
+          this.#sendJoin(topic);
+        }
       }
     } else {
       this.open(); // a socket keeps the token that it was opened with
@@ -189,7 +194,7 @@ export class Connection {
     const ref = String(++this.refs);
     const text = JSON.stringify([joinRef, ref, topic, event, payload]);
     this.socket.send(text);
-    if (topic !== "phoenix") this.on.frame({ topic, event, payload, ref, bytes: text.length }, "out");
+    if (topic !== "phoenix") this.on.frame({ topic, event, payload: withoutTokens(payload), ref, bytes: text.length }, "out");
     return ref;
   }
 
@@ -199,7 +204,7 @@ export class Connection {
     clearTimeout(channel.timer);
     channel.state = "joining";
     channel.ref = String(this.refs + 1); // the join_ref of a join is its own ref
-    this.#send(channel.ref, topic, "phx_join", joinPayload(channel.join, channel.since));
+    this.#send(channel.ref, topic, "phx_join", joinPayload(channel.join, { since: channel.since, token: this.token }));
     channel.timer = setTimeout(() => this.#sendJoin(topic), REPLY_MS);
     this.on.channels();
   }
@@ -271,6 +276,12 @@ export class Connection {
     this.on.channels();
   }
 }
+
+// What is shown can be copied and exported: no token is part of it.
+const withoutTokens = (payload) =>
+  Object.fromEntries(
+    Object.entries(payload).map(([name, value]) => [name, name === "access_token" || name === "user_token" ? "(hidden)" : value]),
+  );
 
 const readText = (text) => {
   let value;

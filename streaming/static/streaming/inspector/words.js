@@ -65,8 +65,12 @@ const eventInWords = (event) =>
 const list = (words, last = "and") =>
   words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} ${last} ${words.at(-1)}`;
 
-/** What one join asks for, as the end of a sentence: "every change of public.todos where done is t". */
-export const joinInWords = (join) => {
+/** What one join asks for, as the end of a sentence: "in room:1 every change of public.todos where done is t". */
+export const joinInWords = (join) =>
+  join.kind === "legacy" ? heardInWords(join) : `in ${join.topic.replace(/^realtime:/, "")} ${heardInWords(join)}`;
+
+/** The same without the name of a channel. */
+export const heardInWords = (join) => {
   if (join.kind === "legacy") {
     const parsed = parseTopic(join.topic);
     if (parsed === null) return join.topic;
@@ -80,7 +84,7 @@ export const joinInWords = (join) => {
   });
   if (join.broadcast) parts.push("broadcasts");
   if (join.presence) parts.push("who is present");
-  return `in ${join.topic.replace(/^realtime:/, "")} ${list(parts) || "nothing yet"}`;
+  return list(parts) || "nothing yet";
 };
 
 /** The sentence above the list. */
