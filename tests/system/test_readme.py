@@ -106,13 +106,27 @@ def test_the_python_client_prints_a_change(realtime_server: RealtimeServer, tmp_
     assert "Hello from psql" in lines[-1]
 
 
-def test_the_javascript_client_prints_a_change(realtime_server: RealtimeServer, node_clients: NodeClients) -> None:
-    source = at(code("js", holding="RealtimeClient"), realtime_server)
-    source = source.replace("'@supabase/realtime-js'", "'realtime-js-1.7.5'")
+@pytest.mark.parametrize(
+    ("holding", "package", "installed", "ready", "kind"),
+    [
+        ("RealtimeClient } = require", "@supabase/realtime-js", "realtime-js-1.7.5", "listening", "commonjs"),
+        ("createClient } from", "@supabase/supabase-js", "@supabase/supabase-js", "Subscribed", "module"),
+    ],
+    ids=["of 2021", "of today"],
+)
+def test_the_javascript_client_prints_a_change(
+    holding: str,
+    package: str,
+    installed: str,
+    ready: str,
+    kind: str,
+    realtime_server: RealtimeServer,
+    node_clients: NodeClients,
+) -> None:
+    source = at(code("js", holding=holding), realtime_server).replace(f"'{package}'", f"'{installed}'")
 
-    lines = asyncio.run(
-        _lines([node_clients.node, "-e", source], node_clients.folder, realtime_server, ready="listening")
-    )
+    argv: list[str | Path] = [node_clients.node, f"--input-type={kind}", "-e", source]
+    lines = asyncio.run(_lines(argv, node_clients.folder, realtime_server, ready=ready))
 
     assert lines[-1].startswith("INSERT {")
 
