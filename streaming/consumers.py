@@ -164,7 +164,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             return
         with suppress(CatalogueAway, TimeoutError):
             async with asyncio.timeout(CHECK_S):
-                await self._hub.ready.wait()  # before its first start, a replicator may have yet to make the publication
+                await self._hub.ready.wait()  # until then the publication may have yet to be made
                 verdict = await catalogue.check(config.bindings)
             if resume is not None and resume.since is not None and verdict.asks:
                 await self._hub.prepare_replay(config.bindings, resume.since)

@@ -135,6 +135,16 @@ HEADER = (
 @asynccontextmanager
 async def _listening(listeners: Sequence[Listener]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(listener.run()) for listener in listeners]
+    test = asyncio.current_task()
+    assert test is not None
+
+    def has_ended(task: asyncio.Task[None]) -> None:
+        # They end only by an error of their own: then there is no use in waiting for what they hear.
+        if not task.cancelled():
+            test.cancel(f"a listener has ended: {task.exception()!r}")
+
+    for task in tasks:
+        task.add_done_callback(has_ended)
     try:
         async with asyncio.timeout(CALM_LIMIT_S):
             for listener in listeners:
@@ -142,6 +152,7 @@ async def _listening(listeners: Sequence[Listener]) -> AsyncIterator[None]:
         yield
     finally:
         for task in tasks:
+            task.remove_done_callback(has_ended)
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 

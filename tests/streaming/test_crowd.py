@@ -10,7 +10,7 @@ import pytest
 
 from streaming.crowd import CrowdLimit
 
-EXTENSION = {"websocket.http.response": {}}
+EXTENSION: dict[str, Any] = {"websocket.http.response": {}}
 
 
 class House:
