@@ -52,7 +52,7 @@ class Follower:
 
     async def _take(self, message: dict[str, Any]) -> None:
         now = time.monotonic()
-        tick = None
+        tick, knew = None, self._chain.tick is not None
         try:
             if message.get("type") == ENVELOPE:
                 steps = self._chain.offer(Envelope.decode(message["data"]), now)
@@ -74,6 +74,9 @@ class Follower:
             self._hub.ready.set()
         if tick is not None and tick is self._chain.tick:
             self._hub.heard(tick)
+            if not knew and self._hub.audiences:
+                # They joined before anybody knew where the chain stood, and may have missed something since.
+                self._hub.tell_gap()
 
     async def _perform(self, step: Step, now: float) -> None:
         hub, chain = self._hub, self._chain

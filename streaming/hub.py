@@ -22,6 +22,7 @@ from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.errors import BelowFloor
 from replication.lsn import BEGINNING, Position, parse_position_token, position_token
 from replication.publisher import Tick
+from replication.record import Epoch
 from streaming.asking import Asking
 from streaming.bindings import Binding
 from streaming.catalogue import Catalogue
@@ -111,6 +112,7 @@ class Hub:
         self.silent_up_to: Position = BEGINNING
         """While the log is filled at the start of the process, what comes up to here is delivered to nobody."""
         self.last_tick: Tick | None = None
+        self._started = int(time.time())
         self.ready = asyncio.Event()
         self.counters = HubCounters()
         self.arrivals, self.latency, self.clock = Histogram(), Histogram(), CommitClock()
@@ -357,7 +359,11 @@ class Hub:
 
         It is the start of the process, or another history: whoever has joined is told if what they have is not in it.
         """
-        is_gap = bool(self.epoch) and not tick.holds(self.epoch, self.have)
+        if self.epoch:
+            is_gap = not tick.holds(self.epoch, self.have)
+        else:
+            # Whoever joined before the slot was made has missed what was committed until then.
+            is_gap = bool(self._audiences) and Epoch.parse(tick.epoch).generation >= self._started
         self.epoch, self.have = tick.epoch, tick.published
         self.heard(tick)
         if is_gap:
@@ -365,14 +371,12 @@ class Hub:
 
     def heard(self, tick: Tick) -> None:
         """Take note of a tick; ``epoch`` and ``have`` say already what follows from it."""
-        is_first, self.last_tick = self.last_tick is None, tick
+        self.last_tick = tick
         if tick.epoch == self.epoch and self.have >= tick.published:
             self.ready.set()
         self._ticked.set()
         self._ticked = asyncio.Event()
         self._replays.clear()
-        if is_first and self._audiences:
-            self.tell_gap()  # they joined before anybody knew where the chain stood
         if self._waiting:
             self._admit_waiting()
 

@@ -181,7 +181,7 @@ def test_g05_a_good_token_opens_the_socket(parameter: str, alg: str, secure_serv
         CLAIMS | {"exp": None},
         CLAIMS | {"exp": True},
     ],
-    ids=["expired now", "iss", "iss list", "nbf", "no iss", "nothing", "exp text", "exp null", "exp bool"],
+    ids=["expired", "expired now", "iss", "iss list", "nbf", "no iss", "nothing", "exp text", "exp null", "exp bool"],
 )
 def test_g06_g13_claims_that_do_not_open_it(claims: dict[str, Any], secure_server: RealtimeServer) -> None:
     signed = jwt.PyJWS().encode(_json(claims), SECRET, algorithm="HS256")
