@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -343,7 +344,8 @@ def _reachable(bin_dir: Path, user: pwd.struct_passwd | None) -> Path:
             for folder in (package, package.with_name(f"{package.name}.libs")):
                 if folder.exists():
                     shutil.copytree(folder, Path(unfinished, "copy", folder.name), symlinks=True)
-            Path(unfinished, "copy").rename(copy)
+            with suppress(OSError):  # another process of the same run was faster
+                Path(unfinished, "copy").rename(copy)
     bin_dir = copy / package.name / "pginstall" / "bin"
     if not _can_run(bin_dir, user):
         raise RuntimeError(f"user {user.pw_name if user else 'unknown'} cannot run the programs in {bin_dir}")

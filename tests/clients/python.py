@@ -10,6 +10,7 @@ async with Line.to(server.ws_url) as line, client.listen(line.url, "realtime:pub
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import subprocess
 import sys
 import tempfile
@@ -44,15 +45,22 @@ class PythonClient:
         python = folder / "bin" / "python"
         # A virtual environment cannot be moved once it is made, so a file says that this one is complete.
         complete = folder / "complete"
-        if not complete.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _run(sys.executable, "-m", "venv", "--clear", str(folder))
-            _run(str(python), "-m", "pip", "install", "--quiet", f"realtime=={version}")
-            if version.startswith("0."):
-                # It asks for websockets 9, which no longer runs on Python 3.10; 10 is the next one.
-                _run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", "websockets==10.4")
-            complete.touch()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the same run may be at it
+            if not complete.exists():
+                cls._make(folder, version)
+                complete.touch()
         return cls(python)
+
+    @staticmethod
+    def _make(folder: Path, version: str) -> None:
+        python = folder / "bin" / "python"
+        _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        _run(str(python), "-m", "pip", "install", "--quiet", f"realtime=={version}")
+        if version.startswith("0."):
+            # It asks for websockets 9, which no longer runs on Python 3.10; 10 is the next one.
+            _run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", "websockets==10.4")
 
     @asynccontextmanager
     async def listen(self, url: str, topic: str, events: str, count: int = 0) -> AsyncIterator[Listener]:
