@@ -43,6 +43,10 @@ class Follower:
                 while True:
                     stop_if_cancelled()
                     await self._take(await self._layer.receive(self._channel))
+                    if self._holding is not None:
+                        # What is on its way already, before the replicator has heard, waits here and in no socket.
+                        await asyncio.wait([self._holding])
+                        self._holding = None
             except Exception as error:  # whatever a layer's driver raises
                 logger.warning("channel layer away", extra={"error": error, "retry_s": RETRY_S})
                 await asyncio.sleep(RETRY_S)
@@ -97,7 +101,7 @@ class Follower:
                 await self._layer.group_send(PULL_GROUP, question)
 
     async def _hold_the_replicator(self) -> None:
-        """Say that our readers are full until they are not; what is on its way already is taken meanwhile."""
+        """Say that our readers are full until they are not."""
         room = asyncio.create_task(self._hub.pace.room(), name="room")
         try:
             while not room.done():

@@ -22,7 +22,6 @@ from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.errors import BelowFloor
 from replication.lsn import BEGINNING, Position, parse_position_token, position_token
 from replication.publisher import Tick
-from replication.record import Epoch
 from streaming.asking import Asking
 from streaming.bindings import Binding
 from streaming.catalogue import Catalogue
@@ -112,7 +111,6 @@ class Hub:
         self.silent_up_to: Position = BEGINNING
         """While the log is filled at the start of the process, what comes up to here is delivered to nobody."""
         self.last_tick: Tick | None = None
-        self._started = int(time.time())
         self.ready = asyncio.Event()
         self.counters = HubCounters()
         self.arrivals, self.latency, self.clock = Histogram(), Histogram(), CommitClock()
@@ -359,11 +357,7 @@ class Hub:
 
         It is the start of the process, or another history: whoever has joined is told if what they have is not in it.
         """
-        if self.epoch:
-            is_gap = not tick.holds(self.epoch, self.have)
-        else:
-            # Whoever joined before the slot was made has missed what was committed until then.
-            is_gap = bool(self._audiences) and Epoch.parse(tick.epoch).generation >= self._started
+        is_gap = bool(self.epoch) and not tick.holds(self.epoch, self.have)
         self.epoch, self.have = tick.epoch, tick.published
         self.heard(tick)
         if is_gap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -352,15 +351,6 @@ def test_a_change_that_cannot_be_read_is_left_out_and_the_others_are_not(
 
 
 # The chain in one process
-
-
-def test_who_joined_before_the_slot_was_made_is_told_to_join_again_and_nobody_after_it(hub: Hub) -> None:
-    early = _joined(hub, "realtime:*")
-    made_now = f"1-1-{int(time.time()) + 1:x}-cafe"
-    hub.settle(_tick(epoch=made_now))
-    late = _joined(hub, "realtime:*")
-    hub.settle(_tick(epoch=made_now))
-    assert (early.failed, late.failed) == (1, 0)
 
 
 def test_who_joined_before_an_older_history_goes_on_has_missed_nothing(hub: Hub) -> None:

@@ -183,6 +183,14 @@ class Marker:
         socket.send(join_frame(_MARKER_TOPIC, "marker", query))
         return [canonical(frame) for frame in until_reply(socket, "marker")]
 
+    def begin(self, socket: ClientConnection, query: str | None = None) -> None:
+        """Watch, before anything else is joined, until what was committed before is no longer on its way."""
+        assert self.watch(socket, query) == []
+        assert self.frames_before(socket) == []
+        socket.send(heartbeat_frame("begin", query))
+        for frame in until_reply(socket, "begin"):  # the marker again, where each change comes twice
+            assert fields_of(frame)["payload"].get("schema") == MARKER_SCHEMA
+
     def frames_before(self, socket: ClientConnection) -> list[str]:
         """Write the marker, and read what comes before it: the frames in canonical form."""
         insert = f"INSERT INTO {MARKER_SCHEMA}.marker DEFAULT VALUES RETURNING number::text"

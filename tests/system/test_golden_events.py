@@ -56,8 +56,8 @@ class Story:
         self._prepare(case)
         query = case.facts.get("query")
         with open_socket(self._server.ws_url, query) as socket:
+            self._marker.begin(socket, query)
             join(socket, case.facts["topics"], query)
-            assert self._marker.watch(socket, query) == []
             problems = run_sql(self._connection, case.facts["sql"])
             return {"frames": self._marker.frames_before(socket), "sql_errors": problems}
 
@@ -118,7 +118,7 @@ def test_a_session_time_zone_does_what_that_of_the_role_did(case: Case, database
         marker = Marker(connection)
         assert run_sql(connection, case.facts["setup"]) == []
         with open_socket(server.ws_url) as socket:
+            marker.begin(socket)
             join(socket, case.facts["topics"])
-            assert marker.watch(socket) == []
             assert run_sql(connection, case.facts["sql"]) == []
             assert marker.frames_before(socket) == frames_of(case)

@@ -24,7 +24,9 @@ _INSERT = "INSERT INTO large SELECT i, repeat('x', %s) FROM generate_series(1, %
 
 @pytest.fixture(scope="module", params=[(), ("--workers", "1")], ids=["one process", "through Valkey"])
 def server(request: pytest.FixtureRequest) -> Iterator[RealtimeServer]:
-    with RealtimeServer({"SLOW_READER_MAX_MB": str(QUEUE_MB), "RING_MAX_MB": "16"}, args=request.param) as server:
+    # Between processes the word to wait takes a while, and what is under way meanwhile has to find room.
+    queue_mb = 4 * QUEUE_MB if request.param else QUEUE_MB
+    with RealtimeServer({"SLOW_READER_MAX_MB": str(queue_mb), "RING_MAX_MB": "16"}, args=request.param) as server:
         server.wait_for_log("replicator streaming")
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("CREATE TABLE large (id bigint, value text)")

@@ -39,7 +39,8 @@ SYSTEMD = HERE + "test_the_files_for_systemd_are_put_where_the_units_look_for_th
 # without: the image step by step, the files by tools that know their form.
 RUN_BY = {
     "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python manage.py realtime": ".ci/first-steps",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n auto --dist loadfile": ".ci/run",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n auto "
+    "--dist loadfile": ".ci/run",
     "export DATABASE_URL=postgresql://walcast:secret@localhost:5432/app SLOT_NAME=walcast": OWN,
     'export JWT_SECRET=$(python3 -c "import secrets; print(secrets.token_urlsafe(48))")': OWN,
     ".venv/bin/python manage.py realtime": OWN,
