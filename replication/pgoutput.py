@@ -6,7 +6,7 @@ Source: https://www.postgresql.org/docs/15/protocol-logicalrep-message-formats.h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from struct import Struct
@@ -286,6 +286,7 @@ class Row(NamedTuple):
 
 _split = re.compile(rb"t\0\0..", re.DOTALL).split
 _split_ascii = re.compile("t\0\0..", re.DOTALL).split
+_VALUE, _NO_VALUE = b"t\0\0", b"t\0\0\0\0"
 
 
 def _plain_insert(data: bytes) -> list[Text] | None:
@@ -316,6 +317,25 @@ def plain_values(data: bytes) -> list[bytes] | None:
     values = _split(data[8:])
     size = len(values[-1])
     if values[0] or len(values) - 1 != data[6] << 8 | data[7] or size != data[-size - 2] << 8 | data[-size - 1]:
+        return None
+    return values
+
+
+def plain_rows(rows: Sequence[bytes]) -> list[bytes] | None:
+    """The same for some messages of one kind and relation, one behind the other; `None` if one of them is not such.
+
+    The values of all rows are found by one search: between two rows stands what looks like an empty value.
+    """
+    heads = {row[:8] for row in rows}
+    head = heads.pop()
+    if heads or len(head) < 8 or head[5] != _NEW:
+        return None
+    values = [piece[2:] for piece in _NO_VALUE.join([row[8:] for row in rows]).split(_VALUE)]
+    width = 1 + (head[6] << 8 | head[7])
+    if len(values) != width * len(rows):
+        return None
+    sizes = list(map(len, values[width - 1 :: width]))
+    if [row[-size - 2] << 8 | row[-size - 1] for row, size in zip(rows, sizes, strict=True)] != sizes:
         return None
     return values
 

@@ -14,10 +14,10 @@ import orjson
 
 from replication.changes import EVENTS, Relation
 from replication.facts import ColumnFacts, guessed_facts
-from replication.pgoutput import UNCHANGED_TOAST, Row, Text, plain_values
+from replication.pgoutput import UNCHANGED_TOAST, Row, Text
 from streaming.bindings import Shape
-from streaming.payloads import NOT_PLAIN
-from streaming.values import PlainConvert, names_and_converters, plain_converter
+from streaming.plain import PlainRows
+from streaming.values import names_and_converters, plain_converter
 
 TOO_LARGE = "Error 413: Payload Too Large"
 UNREADABLE = "Error 500: The change cannot be read"
@@ -93,11 +93,11 @@ class CurrentRelation:
         columns = [{"name": relation.columns[index].name, "type": facts[index].declared} for index in shown]
         self._columns = b'{"columns":' + orjson.dumps(columns) + b',"commit_timestamp":"'
         self._stamp, self._head = "", b""
-        self._plain, self._plain_converters = self._plain_parts(relation, facts, shape)
         names = orjson.dumps(relation.schema), orjson.dumps(relation.name)
         self._tails = {
             kind: b',"schema":%b,"table":%b,"type":"%b"' % (*names, event.encode()) for kind, event in EVENTS.items()
         }
+        self._plain = self._plain_rows(relation, facts, shape)
 
     def data(self, kind: int, images: Images | None, commit_timestamp: str) -> bytes:
         """The object without its closing brace, so that a position may follow. ``images`` `None`: of a TRUNCATE.
@@ -129,46 +129,40 @@ class CurrentRelation:
             unchanged = b',"unchanged":' + orjson.dumps(listed)
         return head + errors + old_record + record + unchanged + self._tails[kind]
 
-    def _plain_parts(
-        self, relation: Relation, facts: Sequence[ColumnFacts], shape: Shape
-    ) -> tuple[list[bytes] | None, list[tuple[int, PlainConvert]]]:
-        """What stands between the values of a plain row, with a place for each; `None` if there is no quick way."""
+    def _plain_rows(self, relation: Relation, facts: Sequence[ColumnFacts], shape: Shape) -> PlainRows | None:
+        """The quick way for rows of plain texts; `None` if there is none."""
         if self._shown is not None or not facts:
-            return None, []
+            return None
         between, converters, closing = [], [], b',"record":{'
-        for index, (column, known) in enumerate(zip(relation.columns, facts, strict=True)):
+        for number, (column, known) in enumerate(zip(relation.columns, facts, strict=True), start=1):
             found = plain_converter(known.type, numbers_as_text=shape.numbers_as_text)
             if found is None:
-                return None, []
+                return None
             is_quoted, convert = found
             between.append(closing + orjson.dumps(column.name) + (b':"' if is_quoted else b":"))
             closing = b'",' if is_quoted else b","
             if convert is not None:
-                converters.append((index + 1, convert))
-        parts = [b""] * (2 * len(between) + 2)
-        parts[1:-1:2] = between
-        parts[-1] = closing[:-1] + b"}"
-        return parts, converters
+                converters.append((number, convert))
+        return PlainRows(between, closing[:-1] + b"}" + self._tails[_INSERT], converters)
 
     def plain_data(self, data: bytes, commit_timestamp: str) -> bytes | None:
         """What `data` gives for an INSERT of plain texts (see `LegacyRelation.plain_payload`), or `None`."""
-        if self._plain is None or len(data) > self._max_bytes or (values := plain_values(data)) is None:
+        if self._plain is None or len(data) > self._max_bytes:
             return None
-        if len(values) * 2 != len(self._plain):
+        plain = self._plain.one(data, self._plain_head(commit_timestamp))
+        return None if plain is None else plain[0]
+
+    def plain_data_of_all(self, rows: Sequence[bytes], commit_timestamp: str) -> list[bytes] | None:
+        """The same for some INSERTs, if all are of plain texts; else `None`."""
+        if self._plain is None or max(map(len, rows)) > self._max_bytes:
             return None
-        text = b"".join(values)
-        if len(text.translate(None, NOT_PLAIN)) != len(text):
-            return None
-        for index, convert in self._plain_converters:
-            if (converted := convert(values[index])) is None:
-                return None
-            values[index] = converted
+        return self._plain.many(rows, self._plain_head(commit_timestamp))
+
+    def _plain_head(self, commit_timestamp: str) -> bytes:
         if commit_timestamp != self._stamp:
             self._stamp = commit_timestamp
             self._head = self._columns + commit_timestamp.encode() + b'","errors":'
-        parts = self._plain.copy()
-        parts[::2] = values
-        return b"%bnull%b%b" % (self._head, b"".join(parts), self._tails[_INSERT])
+        return self._head + b"null"
 
     def unreadable(self, kind: int, commit_timestamp: str) -> bytes:
         """The object, without its closing brace, for a change whose row cannot be read: the client hears of it."""

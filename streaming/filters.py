@@ -130,10 +130,10 @@ def topics_of_row(plan: Plan, texts: Sequence[Text], joined: Collection[str]) ->
 
 
 def topics_of_plain_row(plan: Plan, values: Sequence[bytes], joined: Collection[str]) -> list[str]:
-    """The same for values of ASCII as bytes, behind an empty first one (`LegacyRelation.plain_payload`)."""
+    """The same for values in UTF-8, behind something else (`LegacyRelation.plain_payload`)."""
     topics = []
     for index, head in plan.columns:
-        value = values[index + 1]
-        if len(value) < LONGEST_VALUE and (topic := head + value.decode("ascii")) in joined:
+        text = values[index + 1].decode()
+        if (topic := head + text) in joined and has_column_topic(text):
             topics.append(topic)
     return topics

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from replication.changes import TRUNCATE, Change, Chunk, Relation
@@ -32,8 +33,8 @@ ALL_EVENTS = "*"
 MAX_RECORD_BYTES = 1 << 20
 """Of a change whose record and old record are larger, current channels get the short values only."""
 
-_RUN = 16
-"""So many changes of one table and event in a row are worth being taken together."""
+_RUN, _BLOCK = 16, 128
+"""So many changes of one table and event in a row are worth being taken together; and so many are at a time."""
 
 _TRUNCATE_KIND, _INSERT = TRUNCATE[0], ord("I")
 
@@ -152,9 +153,14 @@ class Audience:
         """The message that brings a change to one binding of the channel."""
         around = self._around.get(binding)
         if around is None:
-            head, tail = self.serializer.push(self.topic, POSTGRES_CHANGES)
-            around = self._around[binding] = head + b'{"ids":[' + self._ids[binding] + b'],"data":', b"}" + tail
+            around = self._around[binding] = self.around_change([binding])
         return around[0] + data + around[1]
+
+    def around_change(self, bindings: Iterable[Binding]) -> tuple[bytes, bytes]:
+        """What stands before and behind the data of a change that these bindings want in one shape."""
+        head, tail = self.serializer.push(self.topic, POSTGRES_CHANGES)
+        ids = b",".join([self._ids[binding] for binding in bindings])
+        return head + b'{"ids":[' + ids + b'],"data":', b"}" + tail
 
     def encode_changes(self, bindings: Iterable[Binding], data: Mapping[Shape, bytes]) -> list[bytes]:
         """The messages that bring one change to some bindings of the channel: one for each shape they want it in."""
@@ -294,14 +300,13 @@ class Matcher:
         has_bindings = bool(self._bindings)
         for chunk in chunks:
             counters.changes += len(chunk.changes)
-            commit_timestamp = legacy_commit_timestamp(chunk.committed_at)
+            stamps = _Stamps(chunk)
             is_bound = has_bindings and self._is_bound(chunk)
-            current_timestamp = current_commit_timestamp(chunk.committed_at) if is_bound else ""
-            for change in chunk.changes if is_bound else self._match_runs(chunk, commit_timestamp):
+            for change in self._match_runs(chunk, stamps, is_bound=is_bound):
                 if is_bound:
                     binding_plan = self._bindings.plans_of(change.relation).get(change.data[0])
                     if binding_plan is not None and binding_plan.is_watched:
-                        self._match_bindings(chunk, change, binding_plan, current_timestamp)
+                        self._match_bindings(chunk, change, binding_plan, stamps.current)
                 try:
                     of_events = plans[change.relation]
                 except KeyError:
@@ -312,7 +317,7 @@ class Matcher:
                     plan = of_events[change.data[0]]
                     if not plan.watched:
                         continue
-                    payload, topics = self._render(change, plan, commit_timestamp)
+                    payload, topics = self._render(change, plan, stamps.legacy)
                 except (PgOutputError, ValueError, LookupError) as error:
                     self._report(chunk, change, error)
                     continue
@@ -338,59 +343,94 @@ class Matcher:
         self._touched, self._order = [], 0
         return touched
 
-    def _match_runs(self, chunk: Chunk, commit_timestamp: str) -> Iterator[Change]:
+    # Runs
+
+    def _match_runs(self, chunk: Chunk, stamps: _Stamps, *, is_bound: bool) -> Iterator[Change]:
         """Put long runs of one table and event into the messages at once, and hand out the other changes in between."""
         changes = chunk.changes
         if len(changes) < _RUN or self.star_event:
             yield from changes
             return
-        if not any(map(self._index.plans_of, {change.relation for change in changes})):
-            return
-        for (relation, kind), group in groupby(changes, _run_of):
-            plan = self._index.plans_of(relation).get(kind)
-            if plan is None or not plan.watched:
-                continue
-            run = list(group)
-            if plan.columns or kind == _TRUNCATE_KIND or len(run) < _RUN:
-                yield from run
-            else:
-                self._match_run(chunk, run, plan, commit_timestamp)
-
-    def _match_run(self, chunk: Chunk, run: Sequence[Change], plan: Plan, commit_timestamp: str) -> None:
-        payloads, shown = [], []
-        plain = plan.shared.plain_payload
-        for change in run:
-            if (quick := plain(change.data, commit_timestamp)) is not None:
-                payloads.append(quick[0])
-            else:
-                try:
-                    payloads.append(plan.shared.payload(decode_row(change.data), commit_timestamp)[0])
-                except (PgOutputError, ValueError, LookupError) as error:
-                    self._report(chunk, change, error)
+        for relation, group in groupby(changes, _RELATION_OF):
+            of_events = self._index.plans_of(relation)
+            bindings = self._bindings.plans_of(relation) if is_bound else {}
+            for kind, same in groupby(group, _kind_of):
+                plan, bound = of_events.get(kind), bindings.get(kind)
+                plan = plan if plan is not None and plan.watched else None
+                bound = bound if bound is not None and bound.is_watched else None
+                if plan is None and bound is None:
                     continue
-            shown.append(change)
-        self.counters.rendered += len(run)
-        self.counters.tables[run[0].relation] += len(run)
-        if not payloads:
-            return
-        positioned: list[bytes] | None = None
-        step = len(plan.topics)
-        for number, topic in enumerate(plan.topics, start=self._order + 1):
+                run = list(same)
+                if len(run) < _RUN or not _is_for_all(kind, plan, bound):
+                    yield from run
+                    continue
+                for start in range(0, len(run), _BLOCK):
+                    block = run[start : start + _BLOCK]
+                    if not self._match_block(chunk, block, plan, bound, stamps):
+                        yield from block
+
+    def _match_block(
+        self, chunk: Chunk, block: Sequence[Change], plan: Plan | None, bound: BindingPlan | None, stamps: _Stamps
+    ) -> bool:
+        """Put changes of one table and event into the messages; false if they have to be looked at one by one."""
+        rows, relation = [change.data for change in block], block[0].relation
+        payloads = plan.shared.plain_payloads(rows, stamps.legacy) if plan is not None else []
+        concerned = self._concerned_by_all(bound) if bound is not None else {}
+        if payloads is None or concerned is None:
+            return False
+        data: dict[Shape, list[bytes]] = {}
+        for shape in {bindings[0].shape for bindings in concerned.values()}:
+            if (texts := self._in_shape(relation, shape).plain_data_of_all(rows, stamps.current)) is None:
+                return False
+            data[shape] = texts
+        self.counters.rendered += len(block)
+        self.counters.tables[relation] += len(block)
+        topics = plan.topics if plan is not None else ()
+        step, first = len(topics) + 1, self._order + 1
+        hearers: list[_Hearer] = []
+        for audience, bindings in concerned.items():
+            head, tail = audience.around_change(bindings)
+            around = (head, tail) if audience.positions else (head, b"}" + tail)
+            hearers.append((audience, first, around, data[bindings[0].shape]))
+        if plan is not None:
+            hearers += self._hearers(plan, payloads, first + 1)
+        members: list[bytes] = []
+        for audience, number, (head, tail), texts in hearers:
+            if not audience.messages:
+                self._touched.append(audience)
+            if audience.positions:
+                members = members or [self.position_member(chunk, change) for change in block]
+                audience.messages += [
+                    head + text + member + b"}" + tail for text, member in zip(texts, members, strict=True)
+                ]
+            else:
+                audience.messages += [head + text + tail for text in texts]
+            audience.order += range(number, number + step * len(block), step)
+        self._order += step * len(block)
+        return True
+
+    def _hearers(self, plan: Plan, payloads: list[bytes], first: int) -> Iterator[_Hearer]:
+        """Those who have joined a plan's topics, each with the number of its first message, and what it reads."""
+        opened: list[bytes] = []
+        for number, topic in enumerate(plan.topics, start=first):
             for audience in self._topics[topic].values():
                 if plan.is_secured and not audience.subscription.sees_secured:
                     continue
-                if not audience.messages:
-                    self._touched.append(audience)
-                if audience.positions and positioned is None:
-                    members = [self.position_member(chunk, change) + b"}" for change in shown]
-                    positioned = [payload[:-1] + member for payload, member in zip(payloads, members, strict=True)]
-                head, tail = audience.around(plan.event)
-                audience.messages += [
-                    head + payload + tail
-                    for payload in (positioned if audience.positions and positioned is not None else payloads)
-                ]
-                audience.order += range(number, number + step * len(payloads), step)
-        self._order += step * len(payloads)
+                if audience.positions:
+                    opened = opened or [payload[:-1] for payload in payloads]
+                yield audience, number, audience.around(plan.event), opened if audience.positions else payloads
+
+    def _concerned_by_all(self, plan: BindingPlan) -> dict[Audience, list[Binding]] | None:
+        """Who hears every change of a plan, by which bindings; `None` if some of them need a closer look."""
+        concerned: dict[Audience, list[Binding]] = {}
+        for binding in plan.always:
+            for audience in self._holders[binding]:
+                if not plan.is_secured or audience.subscription.sees_secured:
+                    concerned.setdefault(audience, []).append(binding)
+        for audience, bindings in concerned.items():
+            if audience.waiting or any(binding.shape != bindings[0].shape for binding in bindings):
+                return None
+        return concerned
 
     def _report(self, chunk: Chunk, change: Change, error: Exception) -> None:
         self.counters.unreadable += 1
@@ -601,5 +641,36 @@ class Matcher:
         return payload, plan.topics
 
 
-def _run_of(change: Change) -> tuple[Relation, int]:
-    return change.relation, change.data[0]
+_RELATION_OF = attrgetter("relation")
+
+_Hearer: TypeAlias = tuple[Audience, int, tuple[bytes, bytes], list[bytes]]
+"""An audience, the number of its first message, what stands around its texts, and these: without their closing brace
+where a position follows."""
+
+
+def _kind_of(change: Change) -> int:
+    return change.data[0]
+
+
+def _is_for_all(kind: int, plan: Plan | None, bound: BindingPlan | None) -> bool:
+    """Whether nobody looks at the rows, so that who hears one hears all."""
+    if bound is not None and (kind != _INSERT or bound.looks_at_rows):
+        return False
+    return kind != _TRUNCATE_KIND and (plan is None or not plan.columns)
+
+
+class _Stamps:
+    """When a chunk was committed, as each protocol writes it."""
+
+    __slots__ = ("_committed_at", "_current", "legacy")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._committed_at = chunk.committed_at
+        self.legacy = legacy_commit_timestamp(chunk.committed_at)
+        self._current: str | None = None
+
+    @property
+    def current(self) -> str:
+        if self._current is None:
+            self._current = current_commit_timestamp(self._committed_at)
+        return self._current

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 
 import orjson
 
 from replication.changes import Change, Relation
-from replication.pgoutput import Row, Text, plain_values
+from replication.pgoutput import Row, Text
+from streaming.plain import PlainRows
 
 
 def legacy_commit_timestamp(committed_at: datetime) -> str:
@@ -24,9 +25,6 @@ def _to_the_second(committed_at: datetime) -> str:
 
 
 _INSERT, _UPDATE = b"IU"
-
-NOT_PLAIN = bytes(byte for byte in range(256) if byte < 0x20 or byte > 0x7E or byte in b'"\\')
-"""What a JSON string cannot hold as it is, and what is not ASCII: a text without any of these is its own JSON."""
 
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?)([+-]\d\d(?::\d\d)?)?(?::\d\d)?", re.ASCII)
 
@@ -69,14 +67,23 @@ class LegacyRelation:
         ]
         self._columns = b'{"columns":' + orjson.dumps(columns) + b","
         self._stamp, self._head, self._record_head = "", b"", b""
-        # Of a row of plain texts: what stands before each value, with a place before it and a place behind it.
-        self._plain: dict[int, list[bytes]] = {}
-        self._plain_size = len(self.names) + 1
-        self._between = [b'","' + orjson.dumps(name)[1:-1] + b'":"' for name in self.names]
         schema, table = orjson.dumps(relation.schema), orjson.dumps(relation.name)
         self._tails = {
             event: b',"schema":' + schema + b',"table":' + table + b',"type":"' + event.encode() + b'"}'
             for event in ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+        }
+        self._plain_heads: dict[int, bytes] = {}
+        self._plain = {
+            kind: PlainRows(
+                [
+                    (b'","' if index else b'{"') + orjson.dumps(name)[1:-1] + b'":"'
+                    for index, name in enumerate(self.names)
+                ],
+                b'"}' + self._tails[event],
+                [(index + 1, _plain_timestamp) for index, _ in self._converters],
+            )
+            for kind, event in ((_INSERT, "INSERT"), (_UPDATE, "UPDATE"))
+            if self.names
         }
 
     def convert(self, texts: list[Text]) -> list[Text]:
@@ -120,35 +127,30 @@ class LegacyRelation:
         self._stamp = commit_timestamp
         self._head = self._columns + b'"commit_timestamp":"' + commit_timestamp.encode() + b'"'
         self._record_head = self._head + b',"record":'
-        if self.names:
-            for kind, head in ((_INSERT, self._record_head), (_UPDATE, self._head + b',"old_record":{},"record":')):
-                parts = [b""] * (2 * self._plain_size)
-                parts[1:-1:2] = [head + b"{" + self._between[0][2:], *self._between[1:]]
-                parts[-1] = b'"}' + self._tails["INSERT" if kind == _INSERT else "UPDATE"]
-                self._plain[kind] = parts
+        self._plain_heads = {_INSERT: self._record_head, _UPDATE: self._head + b',"old_record":{},"record":'}
 
     def plain_payload(self, data: bytes, commit_timestamp: str) -> tuple[bytes, list[bytes]] | None:
         """What `payload` gives for an INSERT or UPDATE of plain texts, in a third of the time; `None` for other rows.
 
-        ``data`` is the pgoutput message. Most rows are such: every value a short text of ASCII without quotes, and of
-        the old row nothing was sent. JSON has these as they are, so the payload is put together without reading it. The
-        values are bytes here, behind an empty first one.
+        ``data`` is the pgoutput message. The values are bytes here, behind something else (see `PlainRows.one`).
         """
-        values = plain_values(data)
-        if values is None or len(values) != self._plain_size:
+        if (plain := self._plain.get(data[0] if data else 0)) is None:
             return None
         if commit_timestamp != self._stamp:
             self._set_stamp(commit_timestamp)
-        if (parts := self._plain.get(data[0])) is None:
+        return plain.one(data, self._plain_heads[data[0]])
+
+    def plain_payloads(self, rows: Sequence[bytes], commit_timestamp: str) -> list[bytes] | None:
+        """The payloads of some changes of one kind, if all are of plain texts; else `None`."""
+        if (plain := self._plain.get(rows[0][0])) is None:
             return None
-        text = b"".join(values)
-        if len(text.translate(None, NOT_PLAIN)) != len(text):
-            return None
-        for index, convert in self._converters:
-            values[index + 1] = convert(values[index + 1].decode()).encode()
-        parts = parts.copy()
-        parts[::2] = values
-        return b"".join(parts), values
+        if commit_timestamp != self._stamp:
+            self._set_stamp(commit_timestamp)
+        return plain.many(rows, self._plain_heads[rows[0][0]])
+
+
+def _plain_timestamp(text: bytes) -> bytes:
+    return legacy_timestamp(text.decode()).encode()
 
 
 @lru_cache(maxsize=4096)

@@ -139,4 +139,20 @@ def test_the_quick_way_is_taken() -> None:
     table = relation("int4", "text", "numeric", "bool", "timestamptz")
     shared = CurrentRelation(table, Shape(), 1 << 20)
     assert shared.plain_data(_insert(["1", "a", "1.5", "t", "2024-01-02 03:04:05+00"]), STAMP) is not None
-    assert shared.plain_data(_insert(["1", "ä", "1.5", "t", "2024-01-02 03:04:05+00"]), STAMP) is None
+    assert shared.plain_data(_insert(["1", "ä", "1.5", "t", "2024-01-02 03:04:05+00"]), STAMP) is not None
+    assert shared.plain_data(_insert(["1", '"', "1.5", "t", "2024-01-02 03:04:05+00"]), STAMP) is None
+
+
+@given(st.data())
+def test_many_rows_at_once_give_what_each_gives_alone(data: st.DataObject) -> None:
+    types = data.draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=4))
+    row = st.tuples(*(_values[name] for name in types)).map(list)
+    rows = [_insert(values) for values in data.draw(st.lists(row, min_size=1, max_size=5))]
+    shared = CurrentRelation(relation(*types), Shape(numbers_as_text=data.draw(st.booleans())), 1 << 20)
+    together, apart = shared.plain_data_of_all(rows, STAMP), [shared.plain_data(row, STAMP) for row in rows]
+    assert together == (None if None in apart else apart)
+
+
+def test_a_row_over_the_bound_leaves_all_to_the_long_way() -> None:
+    shared = CurrentRelation(relation("text"), Shape(), 100)
+    assert shared.plain_data_of_all([_insert(["a"]), _insert(["x" * 100])], STAMP) is None

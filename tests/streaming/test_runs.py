@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
 
 from replication.changes import TRUNCATE, Change, Chunk, Column, Relation
+from streaming.bindings import Binding, Shape
+from streaming.filter_language import Condition
 from streaming.matching import Audience, Matcher
 from streaming.phoenix import serializer_for
 from streaming.subscriptions import Subscription
 
 AT = datetime(2026, 11, 25, 18, 30, 1, 500, tzinfo=UTC)
 TOPICS = ("realtime:*", "realtime:public", "realtime:public:users", "realtime:public:orders:id=eq.7")
+CHANNELS = {
+    "everything": (Binding("*", "*", "*"),),
+    "users": (Binding("INSERT", "public", "users"), Binding("*", "public", "users"), Binding("DELETE", "*", "*")),
+    "two shapes": (Binding("*", "public", "orders"), Binding("INSERT", "public", "orders", shape=Shape(None, True))),
+    "one column": (Binding("INSERT", "public", "users", shape=Shape(frozenset(["id"]))),),
+    "filtered": (Binding("INSERT", "private", "audit", (Condition("id", "eq", "7"),)), Binding("UPDATE", "*", "*")),
+}
 RELATIONS = [
     Relation(1, "public", "users", "f", (Column("id", "int8", 20, -1, True), Column("name", "text", 25, -1, False))),
     Relation(2, "public", "orders", "d", (Column("id", "int8", 20, -1, True),)),
@@ -23,7 +33,9 @@ RELATIONS = [
 
 
 def cells(*values: str | None) -> bytes:
-    encoded = [b"n" if value is None else b"t" + struct.pack("!I", len(value)) + value.encode() for value in values]
+    encoded = [
+        b"n" if value is None else b"t" + struct.pack("!I", len(value.encode())) + value.encode() for value in values
+    ]
     return struct.pack("!H", len(encoded)) + b"".join(encoded)
 
 
@@ -48,29 +60,40 @@ def changes(dice: random.Random) -> list[Change]:
     made: list[Change] = []
     while len(made) < 300:
         relation = dice.choice(RELATIONS)
+        if dice.random() < 0.3:
+            kind, name = dice.choice(["I", "I", "U"]).encode(), dice.choice(["plain", "schön", None])
+            row = kind + struct.pack("!I", relation.oid) + b"N" + cells(*["7", name][: len(relation.columns)])
+            made += [Change(1000 + len(made) + number, 0, relation, row) for number in range(dice.choice([20, 300]))]
         for _ in range(dice.choice([1, 3, 40])):
             made.append(Change(1000 + len(made), 0, relation, data(dice, relation)))
     return made
 
 
-def delivered(chunks: list[Chunk], *, positions: bool) -> dict[str, tuple[list[bytes], list[int]]]:
+def delivered(
+    chunks: list[Chunk], channels: Collection[str], *, positions: bool
+) -> dict[str, tuple[list[bytes], list[int]]]:
     matcher = Matcher()
     matcher.epoch = "epoch"
+    subscriptions = [
+        *(Subscription(topic, positions=positions) for topic in TOPICS),
+        *(Subscription(name, CHANNELS[name], positions=positions) for name in channels),
+    ]
     audiences: list[Audience] = [
-        matcher.audience(Subscription(topic, positions=positions), serializer_for("1.0.0")) for topic in TOPICS
+        matcher.audience(subscription, serializer_for("1.0.0")) for subscription in subscriptions
     ]
     matcher.match(chunks)
     return {audience.topic: (audience.messages, audience.order) for audience in audiences}
 
 
 @pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize("seed", range(20))
-def test_runs_read_as_the_same_changes_one_by_one(seed: int, positions: bool) -> None:
+@pytest.mark.parametrize("channels", [(), *((name,) for name in CHANNELS), tuple(CHANNELS)], ids=" and ".join)
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_read_as_the_same_changes_one_by_one(seed: int, channels: tuple[str, ...], positions: bool) -> None:
     made = changes(random.Random(seed))
-    together = delivered([Chunk(5000, AT, 7, made)], positions=positions)
-    apart = delivered([Chunk(5000, AT, 7, [change]) for change in made], positions=positions)
-    for topic in TOPICS:
-        assert together[topic][0] == apart[topic][0]
+    together = delivered([Chunk(5000, AT, 7, made)], channels, positions=positions)
+    apart = delivered([Chunk(5000, AT, 7, [change]) for change in made], channels, positions=positions)
+    for name in (*TOPICS, *channels):
+        assert together[name][0] == apart[name][0]
     in_order = [
         [
             message
