@@ -20,7 +20,9 @@ XLOG_DATA_HEADER = _XLOG_DATA.size
 """Bytes before the payload of an XLogData frame."""
 
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
-_W, _K = ord("w"), ord("k")
+XLOG_DATA, _K = ord("w"), ord("k")
+unpack_start_lsn = _START_LSN.unpack_from
+"""The LSN of an XLogData frame, as a tuple of one."""
 
 
 class XLogData(NamedTuple):
@@ -56,9 +58,9 @@ class StandbyStatusUpdate(NamedTuple):
 
 def xlog_payload(frame: bytes) -> tuple[int, bytes] | None:
     """``start_lsn`` and ``data`` of an XLogData, in half the time that `parse` takes; `None` for any other frame."""
-    if len(frame) < XLOG_DATA_HEADER or frame[0] != _W:
+    if len(frame) < XLOG_DATA_HEADER or frame[0] != XLOG_DATA:
         return None
-    return _START_LSN.unpack_from(frame)[0], frame[XLOG_DATA_HEADER:]
+    return unpack_start_lsn(frame)[0], frame[XLOG_DATA_HEADER:]
 
 
 def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
@@ -68,7 +70,7 @@ def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
     """
     try:
         kind = frame[0]
-        if kind == _W:
+        if kind == XLOG_DATA:
             start_lsn, wal_end, sent_at = _XLOG_DATA.unpack_from(frame)
             return _new_tuple(XLogData, (start_lsn, wal_end, sent_at, frame[XLOG_DATA_HEADER:]))
         if kind == _K:

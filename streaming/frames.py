@@ -8,7 +8,6 @@ Source: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from struct import Struct
 
 _SHORT, _LONG = Struct("!BBH"), Struct("!BBQ")
@@ -43,9 +42,11 @@ def message_frames(messages: Sequence[bytes], opcode: int) -> bytes:
     """The frames of some messages that are all `TEXT` or all `BINARY`, one behind the other."""
     sizes = list(map(len, messages))
     if opcode == TEXT and max(sizes, default=0) < _MOST:
-        headers = map(_TEXT_HEADERS.__getitem__, sizes)
-        return b"".join(chain.from_iterable(zip(headers, messages, strict=True)))
-    parts: list[bytes] = []
+        parts = [b""] * (2 * len(messages))
+        parts[::2] = map(_TEXT_HEADERS.__getitem__, sizes)
+        parts[1::2] = messages
+        return b"".join(parts)
+    parts = []
     for message, size in zip(messages, sizes, strict=True):
         if size <= FRAGMENT_BYTES:
             parts.append(_header(opcode, size))

@@ -10,10 +10,12 @@ import asyncio
 import itertools
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from heapq import merge
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from replication.changelog import Changelog
@@ -485,15 +487,14 @@ def _order(item: tuple[int, bytes]) -> int:
 
 
 def _parcels(messages: Sequence[bytes]) -> Iterable[Parcel]:
-    if sum(map(len, messages)) > PARCEL_BYTES:
-        size, start = 0, 0
-        for index, message in enumerate(messages):
-            if size and size + len(message) > PARCEL_BYTES:
-                yield Parcel(messages[start:index])
-                size, start = 0, index
-            size += len(message)
-        messages = messages[start:]
-    yield Parcel(messages)
+    ends, start = list(accumulate(map(len, messages))), 0
+    while ends[-1] - (before := ends[start - 1] if start else 0) > PARCEL_BYTES:
+        end = max(start + 1, bisect_right(ends, before + PARCEL_BYTES, lo=start))
+        if end == len(messages):
+            break  # one message that is larger
+        yield Parcel(messages[start:end])
+        start = end
+    yield Parcel(messages[start:] if start else messages)
 
 
 def _position_of(since: str | None) -> tuple[str, Position]:

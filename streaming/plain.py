@@ -60,9 +60,9 @@ class PlainRows:
             if None in converted:
                 return None
             values[index::width] = converted  # type: ignore[assignment]  # there is no None any more
-        common = len(head) + self._size
-        sizes = map(len, values)
-        ends = list(accumulate(common + sum(row) for row in zip(*[sizes] * width, strict=True)))
+        lengths = map(len, values)
+        sizes = map(sum, zip(*[lengths] * width, strict=True))
+        ends = list(accumulate(map((len(head) + self._size).__add__, sizes)))
         values[::width] = [head] * len(rows)
         parts = [b""] * (2 * len(values))
         parts[::2] = values

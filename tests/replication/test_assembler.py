@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from replication.assembler import Assembler
@@ -67,6 +69,48 @@ def test_positions_rise_through_every_recorded_story(version: int, name: str) ->
         for change in chunk.changes
     ]
     assert positions == sorted(set(positions))
+
+
+@pytest.mark.parametrize("version", _VERSIONS)
+@pytest.mark.parametrize("name", [case.name for case in record.CASES if case.since <= min(_VERSIONS)])
+@pytest.mark.parametrize("options", [{}, {"max_rows": 2}, {"max_bytes": 500}, {"hidden": {("public", "users")}}])
+def test_rows_that_are_taken_together_are_the_same(version: int, name: str, options: dict[str, object]) -> None:
+    stream = _load(version, name)
+    frames = [b"w" + struct.pack("!QQq", lsn, 0, 0) + data for lsn, data in stream]
+    assembler, chunks, number = Assembler(_TYPE_NAMES, **options), [], 0  # type: ignore[arg-type]
+    while number < len(frames):
+        number, chunk = assembler.feed_rows(frames, number)
+        if chunk is None and number < len(frames):
+            chunk = assembler.feed(*stream[number])
+            number += 1
+        if chunk is not None:
+            chunks.append(chunk)
+
+    def shown(chunks: list[Chunk]) -> list[object]:
+        return [
+            (
+                chunk.commit_lsn,
+                chunk.is_last,
+                chunk.size,
+                [(c.lsn, c.ordinal, str(c.relation), c.data) for c in chunk.changes],
+            )
+            for chunk in chunks
+        ]
+
+    assert shown(chunks) == shown(_told(name, version, **options))
+
+
+def test_a_keepalive_ends_what_is_taken_together() -> None:
+    stream = _load(18, "many_rows_in_a_record")
+    assembler = Assembler(_TYPE_NAMES)
+    row = next(number for number, (_, data) in enumerate(stream) if data[:1] == b"I")
+    for message in stream[: row + 1]:
+        assembler.feed(*message)
+    frames = [b"w" + struct.pack("!QQq", lsn, 0, 0) + data for lsn, data in stream[row + 1 :]]
+    keepalive = b"k" + struct.pack("!QqB", 0, 0, 0)
+    assert assembler.feed_rows([frames[0], keepalive, frames[1]], 0) == (1, None)
+    assert assembler.feed_rows([b"w" + frames[0][1:25]], 0) == (0, None)
+    assert assembler.feed_rows([b"x" + frames[0][1:]], 0) == (0, None)
 
 
 @pytest.mark.parametrize("version", _VERSIONS)
