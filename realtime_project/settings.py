@@ -290,6 +290,7 @@ TRUSTED_PROXIES = _read(
     "addresses and networks with commas between, such as 127.0.0.1,10.0.0.0/8, and unix for a Unix socket",
 )
 IDLE_TIMEOUT_S = _read("IDLE_TIMEOUT_S", _number(0), 60.0, "a number of seconds; 0 turns it off")
+NO_CHANNEL_TIMEOUT_S = _read("NO_CHANNEL_TIMEOUT_S", _number(0), 600.0, "a number of seconds; 0 turns it off")
 WEBSOCKET_PINGS = _read("WEBSOCKET_PINGS", _bool, True, "true or false")
 MAX_CONNECTIONS = _read("MAX_CONNECTIONS", _integer(0, 10_000_000), 0, "how many sockets a process may have; 0: any")
 MAX_CONNECTIONS_PER_ADDRESS = _read(
@@ -453,7 +454,9 @@ def channel_layers(redis_urls: list[str]) -> dict[str, dict[str, Any]]:
     """Django's setting: Redis's pub/sub, in shards if there are several, or memory if there is none."""
     if redis_urls:
         backend = "channels_redis.pubsub.RedisPubSubChannelLayer"
-        return {"default": {"BACKEND": backend, "CONFIG": {"hosts": redis_urls, "prefix": REDIS_PREFIX}}}
+        # RESP2: in RESP3, redis-py 8 writes out every message for its log, read or not, a tenth of a hub's time.
+        hosts = [{"address": url, "protocol": 2} for url in redis_urls]
+        return {"default": {"BACKEND": backend, "CONFIG": {"hosts": hosts, "prefix": REDIS_PREFIX}}}
     # It must neither drop nor forget: the stock bounds are 100 messages, a minute, a day.
     bounds = {"capacity": 1_000_000, "expiry": 3600, "group_expiry": 10 * 365 * 86400}
     return {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": bounds}}

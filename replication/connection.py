@@ -6,9 +6,10 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -122,6 +123,10 @@ class ReplicationConnection:
         self._connection = connection
         self._pgconn: pq.abc.PGconn = connection.pgconn
         self._reading: asyncio.Future[None] | None = None
+        self._stop_listening: Callable[[], object] | None = None
+        """The loop tells us of what arrives, from a `wait_readable` on until something arrives and nobody waits."""
+        self._early: list[bytes] = []
+        """What was heard before `read_ready` asked for it."""
         self._end: ReplicationError | None = None
         """Why the stream ended, while frames that came before it are still to be read."""
         self._slot_name = ""
@@ -149,6 +154,7 @@ class ReplicationConnection:
         """End the walsender; a stream that is on is simply cut."""
         if self._reading is not None:
             self._reading.cancel()
+        self._listen_no_more()
         await self._connection.close()
 
     async def identify_system(self) -> SystemIdentity:
@@ -196,22 +202,59 @@ class ReplicationConnection:
 
     async def wait_readable(self) -> None:
         """Return when the server has sent something. Call it only after `read_ready` has found nothing more."""
-        await self._wait(write=False)
+        loop = asyncio.get_running_loop()
+        self._reading = loop.create_future()
+        if self._stop_listening is None:
+            descriptor = self._pgconn.socket
+            loop.add_reader(descriptor, self._hear)
+            self._stop_listening = partial(loop.remove_reader, descriptor)
+        await self._reading
+
+    def _hear(self) -> None:
+        # What has arrived goes to libpq at once, or the loop would tell of it again before the one who waits has his
+        # turn. So the socket need not be registered anew for each transaction.
+        reading = self._reading
+        if reading is None or reading.done():
+            self._listen_no_more()  # whoever reads is busy elsewhere: the rest stays with the server
+            return
+        try:
+            self._pgconn.consume_input()
+            length, view = self._pgconn.get_copy_data(1)
+        except psycopg.OperationalError as error:
+            self._ends_with(StreamEnded(str(error).strip()))
+        else:
+            if self._end is not None:
+                pass  # a notice has ended it: what follows is not ours to read
+            elif length > 0:
+                self._early.append(bytes(view))
+            elif length < 0:
+                self._ends_with(self._ended())
+            else:
+                return  # no whole frame
+        reading.set_result(None)
+
+    def _listen_no_more(self) -> None:
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+
+    def _ends_with(self, error: ReplicationError) -> None:
+        self._end = error
+        self._listen_no_more()  # libpq may have closed the socket, and another one may get its number
 
     def read_ready(self) -> tuple[list[bytes], bool]:
         """The frames that are here already, about `READ_LIMIT_BYTES` at most, and whether more are here.
 
         Raises `StreamEnded` (or what its SQLSTATE says) when the server has ended the stream.
         """
-        if self._end is not None:
-            raise self._end
-        frames: list[bytes] = []
-        size = 0
+        frames, self._early = self._early, []
+        size, is_fresh = sum(map(len, frames)), bool(frames)
         pgconn, append = self._pgconn, frames.append
         get_copy_data = pgconn.get_copy_data
         try:
-            while True:
-                pgconn.consume_input()
+            while self._end is None:
+                if not is_fresh:
+                    pgconn.consume_input()
                 before = size
                 while True:
                     length, view = get_copy_data(1)
@@ -225,14 +268,15 @@ class ReplicationConnection:
                     break
                 if length < 0:
                     # libpq tells the end once: whoever asks again hears "no COPY in progress", and not why.
-                    self._end = self._ended()
-                    break
-                if size == before:
+                    self._ends_with(self._ended())
+                elif size == before and not is_fresh:
                     return frames, False
+                is_fresh = False
         except psycopg.OperationalError as error:
-            self._end = StreamEnded(str(error).strip())
+            self._ends_with(StreamEnded(str(error).strip()))
         if frames:
             return frames, True
+        assert self._end is not None
         raise self._end
 
     async def send(self, status: StandbyStatusUpdate) -> None:
@@ -241,6 +285,7 @@ class ReplicationConnection:
             self._pgconn.put_copy_data(status.encode())
             await self._flush()
         except psycopg.OperationalError as error:
+            self._listen_no_more()
             # If the server ended the stream with an error of its own, that one tells more.
             result = self._pgconn.get_result()
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:

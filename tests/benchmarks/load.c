@@ -126,8 +126,21 @@ static void close_client(struct client *client)
     closed_count++;
 }
 
+/* Where a message holds what is sought: mostly so far from its beginning, or from its end, as in the one before. */
+static const char *find(const char *text, size_t len, const char *sought, size_t size, size_t *at, int from_end)
+{
+    size_t place = from_end ? len - *at : *at;
+    if (*at <= len && place + size <= len && !memcmp(text + place, sought, size))
+        return text + place;
+    const char *found = memmem(text, len, sought, size);
+    if (found)
+        *at = from_end ? len - (size_t)(found - text) : (size_t)(found - text);
+    return found;
+}
+
 static void take_text(struct client *client, const char *text, size_t len)
 {
+    static size_t event_at, stamp_at;
     if (client->state == UPGRADED) {
         if (!memmem(text, len, "\"ok\"", 4))
             die("the join was refused: %.*s", (int)(len < 300 ? len : 300), text);
@@ -135,7 +148,7 @@ static void take_text(struct client *client, const char *text, size_t len)
         joined_count++;
         return;
     }
-    if (!memmem(text, len, needle, needle_len))
+    if (!find(text, len, needle, needle_len, &event_at, 0))
         return;
     double arrived_at = now();
     if (!messages)
@@ -145,7 +158,7 @@ static void take_text(struct client *client, const char *text, size_t len)
     bytes += (long)len;
     if (++client->messages == wanted)
         finished_count++;
-    const char *stamp = memmem(text, len, STAMP, sizeof STAMP - 1);
+    const char *stamp = find(text, len, STAMP, sizeof STAMP - 1, &stamp_at, 1);
     if (stamp && latency_count < MAX_LATENCIES) {
         uint64_t sent_us = 0;
         for (stamp += 2; stamp < text + len && *stamp >= '0' && *stamp <= '9'; stamp++)
