@@ -56,7 +56,8 @@ def inspector(request: HttpRequest) -> HttpResponse:
     context = {
         "demo": settings.DEMO_DSN is not None,
         "secured": settings.SECURE_CHANNELS,
-        "dashboard_url": "/admin/" if settings.DASHBOARD else None,
+        "inspector": settings.INSPECTOR,
+        "dashboard": settings.DASHBOARD,
     }
     return HttpResponse(render_to_string("inspector.html", context, request), headers=BROWSER_HEADERS)
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.system.browser import chromium, for_a_picture
 from tests.system.corridor import LegacyClient
-from tests.system.picture import CHROMIUM
 from tests.system.server import PROJECT, RealtimeServer
 
 SECTIONS = ("overview", "slots", "clients", "topics", "tables", "processes", "errors")
@@ -90,11 +90,7 @@ def traffic(server: RealtimeServer, clients: int = 12) -> Iterator[None]:
 
 def picture(browser: Browser, server: RealtimeServer, path: Path, *, dark: bool, width: int, section: str) -> None:
     """Sign in, go to the section, and save the page."""
-    page = browser.new_page(
-        viewport={"width": width, "height": 1000},
-        color_scheme="dark" if dark else "light",
-        device_scale_factor=2 if width < 600 else 1,
-    )
+    page = browser.new_page(**for_a_picture(width=width, height=1000, dark=dark))
     sign_in(page, server.http_url, password_of(server.log))
     page.goto(f"{server.http_url}/admin/#{section}")
     expect(page.locator("#view > *").first).to_be_visible()
@@ -110,15 +106,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=45, help="of traffic before the first picture (default: 45)")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    with RealtimeServer() as server, traffic(server), sync_playwright() as playwright:
+    with RealtimeServer() as server, traffic(server), chromium() as browser:
         threading.Event().wait(options.seconds)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for section in SECTIONS if options.all else SECTIONS[:1]:
             for theme in ("light", "dark"):
                 for name, width in (("wide", 1600), ("narrow", 360)):
                     file = f"dashboard-{section}-{name}-{theme}.png" if options.all else f"dashboard-{name}-{theme}.png"
                     picture(browser, server, options.folder / file, dark=theme == "dark", width=width, section=section)
-        browser.close()
 
 
 if __name__ == "__main__":

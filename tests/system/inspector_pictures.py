@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from tests.system.picture import CHROMIUM
+from tests.system.browser import chromium, for_a_picture
 from tests.system.server import PROJECT, RealtimeServer
 
 ROOM = {
@@ -39,11 +39,7 @@ PICTURES = {
 
 def take(browser: Browser, server: RealtimeServer, path: Path, width: int, height: int, *, dark: bool) -> None:
     """One picture."""
-    page = browser.new_page(
-        viewport={"width": width, "height": height},
-        color_scheme="dark" if dark else "light",
-        device_scale_factor=2 if width < 600 else 1,
-    )
+    page = browser.new_page(**for_a_picture(width=width, height=height, dark=dark))
     page.goto(server.http_url + LINK)
     expect(page.locator('#channels li[data-state="joined"]')).to_have_count(2)
     with psycopg.connect(server.dsn, autocommit=True) as connection:
@@ -74,12 +70,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Take the pictures of the inspector.")
     parser.add_argument("folder", nargs="?", type=Path, default=PROJECT / ".assets")
     folder: Path = parser.parse_args().folder
-    with RealtimeServer() as server, sync_playwright() as playwright:
+    with RealtimeServer() as server, chromium() as browser:
         server.wait_for_log("replicator streaming")
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, (width, height, dark) in PICTURES.items():
             take(browser, server, folder / name, width, height, dark=dark)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Take a picture of a running landing page: `python tests/system/picture.py URL OUTPUT.png [--dark] [--width N]`.
+"""Take a picture of a running landing page: `python -m tests.system.picture URL OUTPUT.png [--dark] [--width N]`.
 
 Presses Insert and Update a few times where the page has these buttons, waits for the frames, opens the newest one, and
 saves the whole page. It starts no server.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-CHROMIUM = "/usr/bin/chromium"  # Debian's; --no-sandbox, because it is often root who runs it in a container
+from tests.system.browser import chromium, for_a_picture
 
 
 def change_some_rows(page: Page) -> None:
@@ -31,19 +31,13 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true", help="as for a visitor who prefers dark colours")
     parser.add_argument("--width", type=int, default=1280, help="of the window, in CSS pixels (default: 1280)")
     options = parser.parse_args()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": options.width, "height": 900},
-            color_scheme="dark" if options.dark else "light",
-            device_scale_factor=2 if options.width < 600 else 1,
-        )
+    with chromium() as browser:
+        page = browser.new_page(**for_a_picture(width=options.width, height=900, dark=options.dark))
         page.goto(options.url)
         expect(page.locator("#status")).to_have_attribute("data-state", "live")
         if page.locator("#demo-form").count():
             change_some_rows(page)
         page.screenshot(path=options.output, full_page=True)
-        browser.close()
 
 
 if __name__ == "__main__":

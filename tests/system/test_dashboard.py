@@ -10,34 +10,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, StorageState, expect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from tests.clients.install import NodeClients
 from tests.servers import ValkeyServer
+from tests.system.browser import OpenPage
 from tests.system.corridor import DaphneProcess, execute, replicator
 from tests.system.dashboard_pictures import password_of, sign_in
-from tests.system.picture import CHROMIUM
 from tests.system.server import PROJECT, ManagedProcess, RealtimeServer
 
 USER, PASSWORD = "operator", "correct horse battery staple"
 SECTIONS = ("overview", "slots", "clients", "topics", "tables", "processes", "errors")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"the page is looked at with {CHROMIUM}, which is not there (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -47,55 +36,28 @@ def server() -> Iterator[RealtimeServer]:
 
 
 @pytest.fixture(scope="module")
-def session(browser: Browser, server: RealtimeServer) -> dict[str, object]:
+def session(browser: Browser, server: RealtimeServer) -> StorageState:
     """The cookies of somebody who has signed in."""
     context = browser.new_context()
     sign_in(context.new_page(), server.http_url, password_of(server.log))
     state = context.storage_state()
     context.close()
-    return dict(state)
+    return state
+
+
+OpenSection = Callable[..., Page]
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """What the browser had to say: errors, refusals by the policy, requests elsewhere."""
-    return []
-
-
-OpenPage = Callable[..., Page]
-
-
-@pytest.fixture
-def open_page(
-    browser: Browser, server: RealtimeServer, session: dict[str, object], complaints: list[str]
-) -> Iterator[OpenPage]:
+def open_section(server: RealtimeServer, session: StorageState, open_page: OpenPage) -> OpenSection:
     """Open a section of the dashboard, signed in."""
-    contexts = []
 
-    def open_page(section: str = "overview", *, dark: bool = False, width: int = 1280) -> Page:
-        context = browser.new_context(
-            storage_state=session,  # type: ignore[arg-type]
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        host = urlsplit(server.http_url).netloc
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: complaints.append(request.url) if urlsplit(request.url).netloc != host else None,
-        )
-        page.goto(f"{server.http_url}/admin/#{section}")
+    def open_section(section: str = "overview", *, dark: bool = False, width: int = 1440) -> Page:
+        page = open_page(f"{server.http_url}/admin/#{section}", dark=dark, width=width, state=session)
         expect(page.locator("#verdict")).not_to_have_attribute("data-level", "waiting", timeout=15_000)
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_section
 
 
 @contextmanager
@@ -150,15 +112,15 @@ def live_url(server: RealtimeServer) -> str:
     return server.http_url.replace("http:", "ws:") + "/admin/live"
 
 
-def cookies_of(session: dict[str, object]) -> str:
-    return "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in session["cookies"])  # type: ignore[attr-defined]
+def cookies_of(session: StorageState) -> str:
+    return "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in session["cookies"])
 
 
 @pytest.mark.parametrize(
     "origin", [None, "http://evil.example", "http://127.0.0.1", "null", "http://127.0.0.1.evil.example"]
 )
 def test_a_session_opens_the_live_socket_for_our_own_pages_only(
-    server: RealtimeServer, session: dict[str, object], origin: str | None
+    server: RealtimeServer, session: StorageState, origin: str | None
 ) -> None:
     headers = {"Cookie": cookies_of(session)}
     with connect(live_url(server), origin=Origin(server.http_url), additional_headers=headers) as ours:
@@ -168,7 +130,7 @@ def test_a_session_opens_the_live_socket_for_our_own_pages_only(
     assert refused.value.response.status_code == 403
 
 
-def test_a_session_alone_does_nothing_without_a_csrf_token(server: RealtimeServer, session: dict[str, object]) -> None:
+def test_a_session_alone_does_nothing_without_a_csrf_token(server: RealtimeServer, session: StorageState) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     headers = {"Cookie": cookies_of(session), "Content-Type": "application/x-www-form-urlencoded"}
     connection.request("POST", "/admin/actions/drop-slot", "name=walcast", headers)
@@ -204,9 +166,9 @@ def test_the_password_is_printed_once_and_the_session_outlives_a_restart(browser
 
 
 def test_a_client_appears_and_vanishes_without_a_reload(
-    server: RealtimeServer, open_page: OpenPage, complaints: list[str]
+    server: RealtimeServer, open_section: OpenSection, complaints: list[str]
 ) -> None:
-    page = open_page("clients")
+    page = open_section("clients")
     expect(page.locator("#view h3", has_text="Nobody is connected")).to_be_visible()
     with legacy_client(server.ws_url, "realtime:public:todos", "realtime:*", agent="Python/3 websockets/15.0"):
         row = page.locator("#view tbody tr")
@@ -223,8 +185,8 @@ def test_a_client_appears_and_vanishes_without_a_reload(
     assert complaints == []
 
 
-def test_clients_are_searched_and_sorted(server: RealtimeServer, open_page: OpenPage) -> None:
-    page = open_page("clients")
+def test_clients_are_searched_and_sorted(server: RealtimeServer, open_section: OpenSection) -> None:
+    page = open_section("clients")
     with (
         legacy_client(server.ws_url, "realtime:public:todos", agent="apple/1"),
         legacy_client(server.ws_url, "realtime:public", "realtime:*", agent="pear/1"),
@@ -241,8 +203,8 @@ def test_clients_are_searched_and_sorted(server: RealtimeServer, open_page: Open
         expect(page.get_by_label("Search clients")).to_be_focused()
 
 
-def test_the_verdict_and_the_pipeline_follow_what_happens(server: RealtimeServer, open_page: OpenPage) -> None:
-    page = open_page()
+def test_the_verdict_and_the_pipeline_follow_what_happens(server: RealtimeServer, open_section: OpenSection) -> None:
+    page = open_section()
     expect(page.locator("#verdict h1")).to_have_text("All is well. Nobody is listening yet.")
     ended = threading.Event()
 
@@ -267,10 +229,10 @@ def test_the_verdict_and_the_pipeline_follow_what_happens(server: RealtimeServer
             writer.join()
 
 
-def test_tables_say_what_a_subscriber_gets_and_the_cure(server: RealtimeServer, open_page: OpenPage) -> None:
+def test_tables_say_what_a_subscriber_gets_and_the_cure(server: RealtimeServer, open_section: OpenSection) -> None:
     execute(server.dsn, "create table public.keyless (a int)", "create unlogged table public.scratch (a int)")
     try:
-        page = open_page("tables")
+        page = open_section("tables")
         keyless = page.locator("#view li.table", has_text="public.keyless")
         expect(keyless).to_contain_text("UPDATE and DELETE fail", timeout=20_000)
         keyless.locator("summary").click()
@@ -282,10 +244,10 @@ def test_tables_say_what_a_subscriber_gets_and_the_cure(server: RealtimeServer, 
 
 
 def test_a_slot_that_nobody_reads_is_dropped_after_a_question(
-    server: RealtimeServer, open_page: OpenPage, complaints: list[str]
+    server: RealtimeServer, open_section: OpenSection, complaints: list[str]
 ) -> None:
     execute(server.dsn, "select pg_create_logical_replication_slot('forgotten', 'pgoutput')")
-    page = open_page("slots")
+    page = open_section("slots")
     ours = page.locator("#view li.slot", has_text="walcast")
     expect(ours).to_contain_text("ours")
     expect(ours.get_by_role("button", name="Drop")).to_have_count(0)
@@ -303,8 +265,8 @@ def test_a_slot_that_nobody_reads_is_dropped_after_a_question(
     assert complaints == []
 
 
-def test_a_warning_of_the_log_is_shown_with_its_cure(server: RealtimeServer, open_page: OpenPage) -> None:
-    page = open_page("errors")
+def test_a_warning_of_the_log_is_shown_with_its_cure(server: RealtimeServer, open_section: OpenSection) -> None:
+    page = open_section("errors")
     execute(server.dsn, "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'walcast'")
     problem = page.locator("#view li.problem", has_text="not streaming").first
     expect(problem).to_be_visible(timeout=15_000)
@@ -313,8 +275,8 @@ def test_a_warning_of_the_log_is_shown_with_its_cure(server: RealtimeServer, ope
     expect(page.locator("#verdict")).to_have_attribute("data-level", "good", timeout=20_000)
 
 
-def test_a_client_is_disconnected(server: RealtimeServer, open_page: OpenPage) -> None:
-    page = open_page("clients")
+def test_a_client_is_disconnected(server: RealtimeServer, open_section: OpenSection) -> None:
+    page = open_section("clients")
     with legacy_client(server.ws_url, "realtime:*") as socket:
         page.get_by_role("button", name=re.compile("^Disconnect 127")).click()
         page.get_by_role("dialog").get_by_role("button", name="Disconnect").click()
@@ -328,7 +290,7 @@ def test_a_client_is_disconnected(server: RealtimeServer, open_page: OpenPage) -
 @pytest.mark.parametrize(("dark", "width"), [(False, 360), (True, 1600)], ids=["light, narrow", "dark, wide"])
 def test_every_section_fits_and_axe_has_nothing_to_say(
     server: RealtimeServer,
-    open_page: OpenPage,
+    open_section: OpenSection,
     complaints: list[str],
     node_clients: NodeClients,
     dark: bool,
@@ -336,7 +298,7 @@ def test_every_section_fits_and_axe_has_nothing_to_say(
 ) -> None:
     axe = (node_clients.folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
     with legacy_client(server.ws_url, "realtime:public:todos", "realtime:*"):
-        page = open_page(dark=dark, width=width)
+        page = open_section(dark=dark, width=width)
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(14, 20, 23)" if dark else "rgb(248, 246, 241)"
         )
@@ -353,8 +315,8 @@ def test_every_section_fits_and_axe_has_nothing_to_say(
     assert complaints == []
 
 
-def test_the_colours_are_chosen_and_kept_across_pages(server: RealtimeServer, open_page: OpenPage) -> None:
-    page = open_page()
+def test_the_colours_are_chosen_and_kept_across_pages(server: RealtimeServer, open_section: OpenSection) -> None:
+    page = open_section()
     for theme in ("light", "dark"):
         page.locator("[data-theme-toggle]").click()
         assert page.evaluate("document.documentElement.dataset.theme") == theme

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from django.test import Client, override_settings
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from streaming.tokens import sign
 from tests.clients.install import NodeClients
+from tests.system.browser import OpenPage
 from tests.system.cutting_proxy import CuttingProxy
-from tests.system.picture import CHROMIUM
 from tests.system.server import RealtimeServer
 
 SECRET = "correct horse battery staple, twice over"
@@ -35,59 +35,10 @@ ROOM = {
     "key": "me",
 }
 
-OpenPage = Callable[..., Page]
-
 
 @pytest.fixture
 def server(realtime_server: RealtimeServer) -> RealtimeServer:
     return realtime_server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"the page is looked at with {CHROMIUM}, which is not there (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser had to say about the pages of this test: errors, refusals by the policy, requests elsewhere."""
-    return []
-
-
-@pytest.fixture
-def open_page(browser: Browser, complaints: list[str]) -> Iterator[OpenPage]:
-    pages = []
-
-    def open_page(url: str, *, dark: bool = False, width: int = 1440, height: int = 900) -> Page:
-        page = browser.new_page(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-        )
-        page.set_default_timeout(15_000)
-        host = urlsplit(url).netloc
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                complaints.append(f"request to {request.url}")
-                if urlsplit(request.url).netloc != host and not request.url.startswith(("data:", "blob:"))
-                else None
-            ),
-        )
-        page.goto(url)
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.context.close()
 
 
 def is_joined(page: Page, count: int = 1) -> None:

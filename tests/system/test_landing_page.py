@@ -5,21 +5,17 @@ from __future__ import annotations
 import http.client
 import re
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import jwt
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.system.picture import CHROMIUM
+from tests.system.browser import OpenPage
 from tests.system.server import RealtimeServer
 
 SECRET = "correct horse battery staple, twice over"
-
-OpenPage = Callable[..., Page]
 
 
 class Answer:
@@ -33,51 +29,6 @@ class Answer:
             self.status, self.headers, self.body = response.status, response.headers, response.read().decode()
         finally:
             connection.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"the page is looked at with {CHROMIUM}, which is not there (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser had to say about the pages of this test: errors, refusals by the policy, requests elsewhere."""
-    return []
-
-
-@pytest.fixture
-def open_page(browser: Browser, complaints: list[str]) -> Iterator[OpenPage]:
-    pages = []
-
-    def open_page(url: str, *, dark: bool = False, width: int = 1280) -> Page:
-        page = browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
-        )
-        page.set_default_timeout(10_000)
-        host = urlsplit(url).netloc
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                complaints.append(f"request to {request.url}")
-                if urlsplit(request.url).netloc != host and not request.url.startswith("data:")
-                else None
-            ),
-        )
-        page.goto(url)
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
 
 
 def is_live(page: Page) -> None:
