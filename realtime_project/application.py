@@ -124,6 +124,7 @@ def make_application(hub: Hub) -> Any:
         ),
         rooms=rooms,
         presence_enabled=settings.PRESENCE_ENABLED,
+        no_channel_timeout_s=settings.NO_CHANNEL_TIMEOUT_S,
         max_sockets=settings.MAX_CONNECTIONS,
         max_sockets_per_address=settings.MAX_CONNECTIONS_PER_ADDRESS,
         live=live_application(make_dashboard(), settings.CSRF_TRUSTED_ORIGINS) if settings.DASHBOARD else None,

@@ -28,6 +28,7 @@ from streaming.session import (
     Effect,
     Enter,
     Exit,
+    Odd,
     Refused,
     Say,
     Send,
@@ -54,6 +55,9 @@ CHECK_S = 4.0
 
 CHECK_AGAIN_S = 2.0
 
+NO_CHANNELS, NO_CHANNELS_REASON = 1001, "no-channels"
+"""How a socket is closed that had channels and has none any more: clients connect again, if they still want to."""
+
 LONGEST_TIMER_S = 3600.0
 """Timers run by another clock than tokens: one that is set again now and then meets the moment all the same."""
 
@@ -71,6 +75,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     connected_at = 0.0
     heartbeat_at: float | None = None
     """Both in seconds since 1970."""
+    _sweep: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -84,8 +89,10 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         end_expired: bool,
         bypass_roles: Collection[str] | None = None,
         presence_enabled: bool = False,
+        no_channel_timeout_s: float = 0.0,
     ) -> None:
         super().__init__()
+        self._no_channel_timeout_s = no_channel_timeout_s
         self._rooms, self._presence_enabled = rooms, presence_enabled
         self._is_counted = False
         self._bypass_roles = bypass_roles
@@ -265,6 +272,10 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
                     facts = {"event": event, "code": code, "topics": topics, "client": client[0] if client else None}
                     logger.info("token refused", extra=facts)
                     tally.refused(event, code)
+                case Odd(fields=fields):
+                    client = self.scope.get("client")
+                    facts = {"fields": ",".join(fields), "client": client[0] if client else None}
+                    logger.info("join with odd fields", extra=facts)
                 case Close(code=code, reason=reason):
                     self._end()
                     self.outlet.close(code, reason)
@@ -272,6 +283,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
                     assert_never(effect)
         self._set_timer()
         self._count(bool(self.session.topics) and not self._closed)
+        self._set_sweep()
 
     def _end(self) -> None:
         for task in self._checks:
@@ -281,12 +293,28 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         self._rooms.drop(self.outlet)
         self._count(False)
         self._set_timer()
+        self._set_sweep()
 
     def _count(self, is_user: bool) -> None:
         """Whoever has joined a topic is one of the process's users."""
         if is_user != self._is_counted:
             self._is_counted = is_user
             self._rooms.traffic.users += 1 if is_user else -1
+
+    def _set_sweep(self) -> None:
+        """Have a timer while the socket has no channel any more; clients of today's server know that one from there."""
+        is_empty = self.session.is_current and not self._is_counted and not self._closed
+        if is_empty == (self._sweep is not None) or not self._no_channel_timeout_s:
+            return
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        else:
+            self._sweep = asyncio.get_running_loop().call_later(self._no_channel_timeout_s, self._sweep_up)
+
+    def _sweep_up(self) -> None:
+        self._sweep = None
+        self.perform([Close(NO_CHANNELS, NO_CHANNELS_REASON)])
 
     def _set_timer(self) -> None:
         """Have one timer if anything expires on this socket, and none otherwise."""

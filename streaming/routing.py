@@ -43,11 +43,13 @@ def websocket_application(
     presence_enabled: bool = False,
     max_sockets: int = 0,
     max_sockets_per_address: int = 0,
+    no_channel_timeout_s: float = 0.0,
     live: Any = None,
 ) -> URLRouter:
     """The ASGI application of all websockets; ``live`` serves the dashboard.
 
-    Without a ``verifier`` channels are not secured.
+    Without a ``verifier`` channels are not secured. A socket that has had current channels, and has had none for
+    ``no_channel_timeout_s`` (0: ever), is closed.
 
     Tables with row security are heard by ``bypass_roles`` alone (`None`: by everybody).
     """
@@ -62,6 +64,7 @@ def websocket_application(
         max_topic_length=max_topic_length,
         end_expired=end_expired,
         bypass_roles=bypass_roles,
+        no_channel_timeout_s=no_channel_timeout_s,
     )
     door: Any = TokenAuthMiddleware(consumer, verifier, rooms.traffic)
     if max_sockets or max_sockets_per_address:

@@ -189,6 +189,16 @@ class Refused:
     topics: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """For the log: a join was accepted, but these fields of its config were not what they should be.
+
+    They have their defaults. The names are ours, as they stand in the documentation, and never a client's words.
+    """
+
+    fields: tuple[str, ...]
+
+
 Effect: TypeAlias = (
     Subscribe
     | SubscribeSince
@@ -204,6 +214,7 @@ Effect: TypeAlias = (
     | Untrack
     | Close
     | Refused
+    | Odd
 )
 
 
@@ -425,6 +436,8 @@ class Session:
             effects.append(Check(topic, message.join_ref, config))
         if config is not None and (config.presence_enabled or self._presence_enabled):
             effects.append(ShowPresence(topic, message.join_ref))
+        if config is not None and config.oddities:
+            effects.append(Odd(config.oddities))
         return effects
 
     def _key(self, config: JoinConfig) -> str:

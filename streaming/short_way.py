@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from autobahn.twisted import websocket as autobahn_twisted
 from autobahn.websocket import protocol as autobahn_protocol
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IPullProducer
 from twisted.internet.tcp import Connection, Port
 from twisted.web.http import HTTPChannel
@@ -35,7 +36,6 @@ DENIAL_EXTENSION = "websocket.http.response"
 
 _PHRASES = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests"}
 _PING_PONG = (9, 10)
-_CLOSE_TIMEOUT_S = 5.0
 
 
 @implementer(IPullProducer)
@@ -56,6 +56,8 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     on_drained: Callable[[], None] | None = None
     on_control: Callable[[bytes], bool] | None = None
+    on_close: Callable[[Callable[[], None]], bool] | None = None
+    _is_ending = _drops_then = False
     _upgrade: object = None
     _denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
     _producing = False
@@ -113,10 +115,41 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     def _close(self, code: int, reason: str) -> None:
         # Autobahn's sendClose allows applications 1000 and 3000 to 4999 only; we are the server, and say 1011 or 1012.
-        if self.state == self.STATE_OPEN:
+        if self.state == self.STATE_OPEN and not self._is_ending:
             self.has_closed = True
             tally.closed("server", code)
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:123] or None, isReply=False)
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        """Autobahn: end it, because its client breaks the protocol (1002, 1007, 1009) or has sent a close frame.
+
+        What is half out ends first: until then the connection stays open, and what its client says is not heard.
+        """
+        if self._is_ending:
+            return
+        ask = self.on_close if self.state == self.STATE_OPEN else None
+        if ask is not None and ask(partial(self._finish, code, reasonUtf8, isReply)):
+            self._is_ending = True
+        else:
+            super().sendCloseFrame(code, reasonUtf8, isReply)
+
+    def _finish(self, code: int | None, reason: bytes | None, is_reply: bool) -> None:
+        self._is_ending = False
+        super().sendCloseFrame(code, reason, is_reply)
+        if self._drops_then:
+            self.dropConnection(abort=False)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Autobahn: end the connection, behind its close frame unless it is an ``abort``."""
+        if self._is_ending and not abort:
+            self._drops_then = True
+        else:
+            super().dropConnection(abort)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """Autobahn: a message came."""
+        if not self._is_ending:
+            super().onMessage(payload, isBinary)
 
     def sendFrame(self, opcode: int, payload: bytes = b"", *more: Any, **options: Any) -> None:
         """Autobahn: send a ping, or the pong to one. In the middle of a frame that is half out it would break that."""
@@ -127,6 +160,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     def abort(self) -> None:  # see ShortWay
         self._stop_producing()
         self.dropConnection(abort=True)
+        self.transport.abortConnection()  # if it has been dropped already, what it buffers may still wait for a reader
 
     def connectionMade(self) -> None:
         """Twisted: a connection begins."""
@@ -161,7 +195,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
 
     def connectionLost(self, reason: Any = None) -> None:
         """Twisted: the connection has ended."""
-        self.on_drained = self.on_control = None
+        self.on_drained = self.on_control = self.on_close = None
         super().connectionLost(reason)
         # Without these circles a connection is freed when it has ended; else it would wait for the garbage collector.
         self.is_closed = self.is_open = self._transport_details = None
@@ -307,18 +341,21 @@ def hurry() -> asyncio.Event:
 def _end_in_order() -> None:
     # Daphne cancels what runs for its connections as soon as it is told to stop. First comes what we have to do, while
     # clients are still answered.
-    stock = Server.kill_all_applications
+    stock, stock_listen_success = Server.kill_all_applications, Server.listen_success
+    ports: list[Port] = []
+
+    def listen_success(server: Server, port: Port) -> None:
+        ports.append(port)  # Daphne itself forgets it
+        stock_listen_success(server, port)
 
     async def end(server: Server) -> None:
         loop, second = asyncio.get_running_loop(), hurry()
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not in the main thread, where signals are none of our business
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(second.set))
-        for listener in server.listeners:
-            port: Any = getattr(listener, "result", None)
-            is_listening: bool = isinstance(port, Port)
-            if is_listening:
-                port.stopListening()
+        # It takes a turn of the loop: a client that is told before comes back to us, and is cut off.
+        closing = [maybeDeferred(port.stopListening).asFuture(loop) for port in ports]
+        await asyncio.gather(*closing, return_exceptions=True)
         for outcome in await asyncio.gather(*(ending() for ending in _endings), return_exceptions=True):
             if isinstance(outcome, Exception):
                 logger.error("not ended in order", exc_info=outcome)
@@ -332,3 +369,4 @@ def _end_in_order() -> None:
         return Deferred.fromFuture(asyncio.ensure_future(end(server)))
 
     Server.kill_all_applications = kill_all_applications
+    Server.listen_success = listen_success

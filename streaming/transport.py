@@ -58,6 +58,10 @@ class ShortWay(Protocol):
     on_control: Callable[[bytes], bool] | None
     """Asked with each ping and pong that the server is about to send: True if it must not, because we will."""
 
+    on_close: Callable[[Callable[[], None]], bool] | None
+    """Asked when the server is about to send a close frame of its own: True if it must not yet, because a frame of ours
+    is half out. The callable that it hands over is called when that one has ended, or else the way is aborted."""
+
     def send_now(self, frames: bytes | memoryview) -> int:
         """How many bytes of the frames the socket took at once; call it only when nothing waits in `send_later`."""
 
@@ -80,7 +84,7 @@ _PIECE_BYTES = 64 << 10
 _MOST_URGENT = 100
 
 _LAST_WORDS_S = 5.0
-"""How long a reader that was too slow may take for what stands before its close frame."""
+"""How long a reader may take for what is half out and stands before its close frame."""
 
 
 class DirectOutlet:
@@ -89,6 +93,7 @@ class DirectOutlet:
     __slots__ = (
         "_allowance",
         "_ending",
+        "_finish",
         "_limits",
         "_moved_at",
         "_offset",
@@ -106,14 +111,16 @@ class DirectOutlet:
         self._urgent: deque[bytes] = deque()
         self._offset = 0
         self._ending: tuple[int, str] | None = None
+        self._finish: Callable[[], None] | None = None
         self._moved_at = 0.0
         self._allowance = 0
         self.queued_bytes = self.sent_bytes = self.sent_messages = 0
         way.on_drained = self._drain
         way.on_control = self._interject
+        way.on_close = self._close_behind
 
     def write(self, parcel: Parcel, *, bounded: bool = True) -> None:  # see Outlet
-        if self._ending is None:
+        if self._ending is None and self._finish is None:
             if not bounded:
                 self._allowance = parcel.size + (self._allowance if self._queue else 0)
             elif not self._queue:
@@ -123,7 +130,7 @@ class DirectOutlet:
             self._put(parcel.frames)
 
     def urgent(self, parcel: Parcel) -> None:  # see Outlet
-        if self._ending is not None:
+        if self._ending is not None or self._finish is not None:
             return
         if self._queue:
             self._urgent.append(parcel.frames)
@@ -134,12 +141,22 @@ class DirectOutlet:
         """Whether a ping or pong of the server's has to wait for the place between two parcels."""
         if not self._queue:
             return False
-        if len(self._urgent) < _MOST_URGENT:  # a client that pings and does not read is not owed every pong
+        # A client that pings and does not read is not owed every pong; nor is one whose end has begun.
+        if len(self._urgent) < _MOST_URGENT and self._finish is None:
             self._urgent.append(frame)
         return True
 
+    def _close_behind(self, finish: Callable[[], None]) -> bool:
+        """Whether a close frame of the server's has to wait for the end of the parcel that is half out."""
+        if not self._queue:
+            return False
+        if self._finish is None:
+            self._finish = finish
+            self._keep_half_out()
+        return True
+
     def close(self, code: int, reason: str) -> None:  # see Outlet
-        if self._ending is None:
+        if self._ending is None and self._finish is None:
             self._ending = code, reason
             if not self._queue:
                 self._way.close_with(code, reason)
@@ -151,7 +168,8 @@ class DirectOutlet:
 
     def check(self, now: float) -> None:  # see Outlet
         self._way.check_idle(now)
-        if self._queue and self._ending is None and now - self._moved_at > self._limits.max_wait_s:
+        is_ending = self._ending is not None or self._finish is not None
+        if self._queue and not is_ending and now - self._moved_at > self._limits.max_wait_s:
             self._too_slow("wait")
 
     def _put(self, frames: bytes) -> None:
@@ -196,12 +214,17 @@ class DirectOutlet:
                 queue.extendleft(reversed(self._urgent))
                 self.queued_bytes += sum(map(len, self._urgent))
                 self._urgent.clear()
-        if self._ending is not None:
+        if self._finish is not None:
+            self._finish()
+        elif self._ending is not None:
             self._way.close_with(*self._ending)
 
     def _too_slow(self, bound: str) -> None:
         logger.warning("slow reader closed", extra={"queued_bytes": self.queued_bytes, "bound": bound})
         self._ending = SLOW_READER, SLOW_READER_REASON
+        self._keep_half_out()
+
+    def _keep_half_out(self) -> None:
         # The frame that is half out must end before the close frame can be read.
         head = self._queue[0]
         self._queue.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -124,3 +125,59 @@ async def test_the_timer_ends_with_the_socket(end: str) -> None:
         else:
             await socket.all_done()
         assert timers() == 0
+
+
+async def join_and_leave(socket: Socket, payload: Any) -> None:
+    await socket.send(TODOS, "phx_join", payload)
+    assert (await socket.frame())["payload"]["status"] == "ok"
+    await socket.send(TODOS, "phx_leave")
+    assert [(await socket.frame())["event"] for _ in range(2)] == ["phx_reply", "phx_close"]
+
+
+async def test_a_socket_that_has_no_channel_any_more_is_closed_in_the_end() -> None:
+    async with opened(no_channel_timeout_s=0.2) as socket:
+        await join_and_leave(socket, {"config": {}})
+        await socket.send("phoenix", "heartbeat")  # it says that the client is there, and not that it wants anything
+        assert (await socket.frame())["event"] == "phx_reply"
+        assert await socket.output() == {"type": "websocket.close", "code": 1001, "reason": "no-channels"}
+        assert socket.hub.socket_count == 0
+        assert timers() == 0
+
+
+async def test_a_socket_waits_for_its_end_only_while_it_has_no_channel_any_more() -> None:
+    async with opened(no_channel_timeout_s=3600) as socket:
+        assert timers() == 0, "it has had none yet"
+        await join_and_leave(socket, {"config": {}})
+        assert timers() == 1
+        await socket.send("realtime:other", "phx_join", {"config": {}})
+        await socket.frame()
+        assert timers() == 0
+        await socket.send("realtime:other", "phx_leave")
+        await socket.frame()
+        assert timers() == 1
+    assert timers() == 0
+
+
+@pytest.mark.parametrize(("payload", "timeout_s"), [({}, 3600), ({"config": {}}, 0)])
+async def test_a_socket_of_2021_stays_without_channels_and_any_if_that_is_the_setting(
+    payload: Any, timeout_s: float
+) -> None:
+    async with opened(no_channel_timeout_s=timeout_s) as socket:
+        await join_and_leave(socket, payload)
+        assert timers() == 0
+
+
+async def test_odd_fields_of_a_join_are_named_in_the_log_once_and_no_more_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "streaming"):
+        async with opened() as socket:
+            config = {"broadcast": {"self": "a-secret"}, "private": "another-secret"}
+            await socket.send(TODOS, "phx_join", {"config": config, "access_token": "sb_secret"})
+            assert (await socket.frame())["payload"]["status"] == "ok"
+            await socket.send("phoenix", "heartbeat")
+            await socket.frame()
+    [record] = [record for record in caplog.records if record.getMessage() == "join with odd fields"]
+    assert record.levelno == logging.INFO
+    assert record.__dict__["fields"] == "broadcast.self,private"
+    assert "secret" not in str(record.__dict__)

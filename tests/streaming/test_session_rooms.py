@@ -28,6 +28,7 @@ from streaming.session import (
     Effect,
     Enter,
     Exit,
+    Odd,
     Refused,
     Say,
     Send,
@@ -355,3 +356,21 @@ def test_a_channel_ends_with_its_token() -> None:  # T13
 @pytest.mark.parametrize(("config", "takes"), [({}, True), ({"binary": False}, False), ({"binary": "x"}, False)])
 def test_a_channel_may_do_without_binary_frames(config: dict[str, Json], takes: bool) -> None:
     assert join(session(), {"broadcast": config})[0] == Enter(ROOM, takes_binary=takes)
+
+
+def test_a_join_with_odd_fields_is_accepted_and_their_names_are_for_the_log() -> None:
+    config: dict[str, Json] = {
+        "broadcast": {"self": 1, "ack": "no", "binary": []},
+        "presence": {"enabled": {}},
+        "postgres_changes": "*",
+        "private": 0,
+    }
+    *effects, last = join(session(), config)
+    assert last == Odd(
+        ("postgres_changes", "broadcast.self", "broadcast.ack", "broadcast.binary", "presence.enabled", "private")
+    )
+    assert reply("ok", {"postgres_changes": []}, ref="1") in effects
+
+
+def test_a_join_without_odd_fields_says_nothing_to_the_log() -> None:
+    assert not any(isinstance(effect, Odd) for effect in join(session(), {"broadcast": {"self": "TRUE"}}))

@@ -27,6 +27,7 @@ class HungrySocket:
     def __init__(self, appetite: int) -> None:
         self.on_drained: Callable[[], None] | None = None
         self.on_control: Callable[[bytes], bool] | None = None
+        self.on_close: Callable[[Callable[[], None]], bool] | None = None
         self.taken = bytearray()
         self.closed: tuple[int, str] | None = None
         self.aborted = False
@@ -196,3 +197,44 @@ def test_who_pings_and_does_not_read_is_not_owed_every_pong() -> None:
     for _ in range(20):
         socket.meal()
     assert socket.taken.count(b"!") == 100
+
+
+@pytest.mark.parametrize("appetite", [1, 100, 250])
+async def test_a_close_frame_of_the_servers_waits_for_the_frame_that_is_half_out_and_nothing_else(
+    appetite: int,
+) -> None:
+    socket = HungrySocket(appetite)
+    outlet = DirectOutlet(socket, OutletLimits(max_wait_s=5))
+    finished: list[bytes] = []
+    assert socket.on_close is not None
+    assert not socket.on_close(lambda: finished.append(b"early"))  # nothing is half out: it may go at once
+    half_out, waiting = Parcel([b"a" * 300]), Parcel([b"b" * 300])
+    outlet.write(half_out)
+    outlet.write(waiting)
+    outlet.urgent(Parcel([b"heartbeat"]))
+    assert socket.on_close(lambda: finished.append(bytes(socket.taken)))
+    outlet.write(Parcel([b"too late"]))
+    outlet.urgent(Parcel([b"too late"]))
+    outlet.close(1012, "too late")
+    outlet.check(time.monotonic() + 100)
+    assert finished == []
+    while not finished:
+        socket.meal()
+    assert finished == [half_out.frames]
+    assert socket.closed is None
+
+
+async def test_a_closing_reader_that_was_too_slow_is_answered_after_its_last_frame() -> None:
+    socket = HungrySocket(appetite=100)
+    outlet = DirectOutlet(socket, OutletLimits(max_bytes=1000))
+    first = Parcel(messages(0, 10))
+    outlet.write(first)
+    for _ in range(30):
+        outlet.write(Parcel(messages(1, 2)))
+    assert socket.on_close is not None
+    finished: list[bytes] = []
+    assert socket.on_close(lambda: finished.append(bytes(socket.taken)))
+    while not finished:
+        socket.meal()
+    assert finished == [first.frames]
+    assert socket.closed is None

@@ -119,6 +119,11 @@ class RawSocket:
         data = self._take(length)
         return None if data is None else Frame(kind, bool(head[0] & 0x80), data)
 
+    @property
+    def rest(self) -> bytes:
+        """What has been read and is no whole frame yet."""
+        return self._buffer
+
     def tcp_state(self) -> int:
         """The kernel's view of the connection: 1 is established (``TCP_ESTABLISHED`` of linux/tcp_states.h)."""
         return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
