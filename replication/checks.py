@@ -6,7 +6,6 @@ The errors are told by every check; what is merely unwise, by ``check --deploy``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,18 +13,11 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from psycopg.conninfo import conninfo_to_dict
 
+from replication.hosts import address_of, is_here
 from replication.providers import pooler_of, pooler_port
 
 _CHECKED = ("verify-ca", "verify-full")
 _SENSITIVE = {("public", "auth_user"), ("public", "django_session"), ("public", "django_admin_log")}
-
-
-def is_here(host: str) -> bool:
-    """Tell whether the host is this machine: a Unix socket, or a loopback address."""
-    if not host or host.startswith(("/", "@")) or host == "localhost":
-        return True
-    address = _address(host)
-    return address is not None and address.is_loopback
 
 
 @register(Tags.security)
@@ -49,7 +41,7 @@ def _connection() -> Iterator[CheckMessage]:
             hint=f"It is {pooler}.",
             id="replication.E001",
         )
-    address, version = _address(host), settings.DB_IP_VERSION
+    address, version = address_of(host), settings.DB_IP_VERSION
     if address is not None and version and version != f"ipv{address.version}":
         yield Error(
             f"DB_IP_VERSION is {version}, and the database's host {host} is an address of IPv{address.version}, so "
@@ -140,10 +132,3 @@ def _outsiders() -> Iterator[CheckMessage]:
             hint="Name the webhooks, or take WEBHOOK_HEADERS away.",
             id="replication.W010",
         )
-
-
-def _address(host: str) -> Any:
-    try:
-        return ip_address(host.strip("[]"))
-    except ValueError:
-        return None

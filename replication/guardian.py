@@ -18,7 +18,8 @@ from replication import slots
 from replication.errors import StreamEnded
 from replication.headroom import HALF, MOST, Budget, Doublings, LagClock, Level, Steps, wal_budget
 from replication.lsn import LSN
-from replication.slots import Limits, PublishedTable, SlotStatus
+from replication.publications import PublishedTable, publication_tables
+from replication.slots import Limits, SlotStatus
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,30 @@ _UNBOUNDED_CURE = (
     "bound it, so that a slot can never fill the disk: set MAX_REPLICATION_LAG_MB, or run: "
     "ALTER SYSTEM SET max_slot_wal_keep_size = '16GB'; SELECT pg_reload_conf()"
 )
+
+
+def budgets(
+    slot: SlotStatus | None, limits: Limits | None, *, max_lag_bytes: int, lag_bytes: int | None
+) -> list[Budget]:
+    """Every bound that there is for a slot, and how much of it is used; what is `None` is not known.
+
+    ``lag_bytes`` is what is not yet published, and ``max_lag_bytes`` bounds it (0: nothing does).
+    """
+    found = []
+    if max_lag_bytes and lag_bytes is not None:
+        found.append(Budget(OUR_LIMIT, max_lag_bytes, lag_bytes))
+    if slot is not None and limits is not None:
+        if limits.max_slot_wal_keep_bytes is not None:
+            found.append(
+                wal_budget(
+                    max_slot_wal_keep_bytes=limits.max_slot_wal_keep_bytes,
+                    safe_wal_size=slot.safe_wal_size,
+                    retained_bytes=slot.retained_bytes,
+                )
+            )
+        if slot.catalog_xmin_age is not None:
+            found.append(Budget(XID_LIMIT, limits.freeze_max_age, slot.catalog_xmin_age))
+    return found
 
 
 class Guardian:
@@ -80,7 +105,7 @@ class Guardian:
                 self.slots = await slots.all_slots(conn)
                 self._judge(slot_name, done_lsn())
             if turn % TABLES_EVERY == 0:
-                self.tables = await slots.publication_tables(conn, self._publications)
+                self.tables = await publication_tables(conn, self._publications)
             turn += 1
             await asyncio.sleep(LOOK_S)
 
@@ -103,22 +128,9 @@ class Guardian:
 
     def budgets(self, slot_name: str | None, done_lsn: int) -> list[Budget]:
         """Every bound that there is, and how much of it is used."""
-        found = []
-        slot, limits = self.slot(slot_name), self.limits
-        if self._max_lag_bytes and (lag_bytes := self.lag_bytes(done_lsn)) is not None:
-            found.append(Budget(OUR_LIMIT, self._max_lag_bytes, lag_bytes))
-        if slot is not None and limits is not None:
-            if limits.max_slot_wal_keep_bytes is not None:
-                found.append(
-                    wal_budget(
-                        max_slot_wal_keep_bytes=limits.max_slot_wal_keep_bytes,
-                        safe_wal_size=slot.safe_wal_size,
-                        retained_bytes=slot.retained_bytes,
-                    )
-                )
-            if slot.catalog_xmin_age is not None:
-                found.append(Budget(XID_LIMIT, limits.freeze_max_age, slot.catalog_xmin_age))
-        return found
+        return budgets(
+            self.slot(slot_name), self.limits, max_lag_bytes=self._max_lag_bytes, lag_bytes=self.lag_bytes(done_lsn)
+        )
 
     def left_s(self, budget: Budget, wal_bytes_per_s: float) -> float | None:
         """In how many seconds a bound on bytes is reached at this rate; `None` if nobody can tell."""

@@ -88,6 +88,8 @@ _TYPES = """
 _BYTE_ORDERED = frozenset({"C", "POSIX", "C.UTF-8", "C.UTF8", "PG_UNICODE_FAST"})
 """Locales of PostgreSQL's builtin provider: they differ in their letters, not in their order."""
 
+_FIRST_USER_OID = 16384  # FirstNormalObjectId: what lies below is the same in every database of this version
+
 _Rows = list[tuple[Any, ...]]
 
 
@@ -101,6 +103,13 @@ async def table_facts(conn: AsyncConnection[Any], relations: Collection[Relation
     }
     types = await type_facts(conn, {column.type_oid for relation in relations for column in relation.columns})
     return [_assembled(relation, tables.get(relation.oid), collations, types) for relation in relations]
+
+
+async def type_names(conn: AsyncConnection[Any]) -> dict[int, str]:
+    """``pg_type.typname`` by OID for the built-in types, which pgoutput does not announce (``_int4``: int4[])."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute("SELECT oid::int, typname::text FROM pg_type WHERE oid < %s", [_FIRST_USER_OID])
+        return dict(await cursor.fetchall())
 
 
 async def type_facts(conn: AsyncConnection[Any], oids: Collection[int]) -> dict[int, tuple[str, TypeFacts]]:

@@ -39,6 +39,7 @@ from replication.guardian import Guardian
 from replication.history import History
 from replication.lsn import LSN, Position
 from replication.pgoutput import POSTGRES_EPOCH
+from replication.preflight import Preflight, preflight
 from replication.progress import Progress
 from replication.publisher import Publisher, stop_if_cancelled
 from replication.record import Identity, Record, source_hash
@@ -56,6 +57,8 @@ GUARD_TURNS = 5
 LEARN_TURNS = 5
 """How many lie between two looks at what the catalogue says of the tables."""
 UNDECODABLE_TRIES = 3
+SOME_ROWS = 8
+"""Where the stream has a row so many frames ahead, it is worth looking for a run of them."""
 REPLACEMENTS, REPLACEMENT_WINDOW_S = 3, 3600.0
 
 Catalogue: TypeAlias = psycopg.AsyncConnection[Any]
@@ -270,23 +273,23 @@ class Replicator:
         except psycopg.OperationalError as error:
             raise ConnectionFailed(str(error).strip()) from error
         async with catalogue:
-            preflight = await slots.preflight(
+            ready = await preflight(
                 catalogue,
                 publications=settings.publications,
                 slot_name=settings.slot_name,
                 create_publication=settings.create_publication,
             )
-            self._server_version, self.guardian.slots = preflight.facts.version, preflight.slots
-            type_names = await slots.type_names(catalogue)
+            self._server_version, self.guardian.slots = ready.facts.version, ready.slots
+            type_names = await lookup.type_names(catalogue)
             connection = await ReplicationConnection.connect(
                 dsn,
                 time_zone=settings.time_zone,
-                server_version=preflight.facts.version_num,
+                server_version=ready.facts.version_num,
                 encoding="SQL_ASCII" if catalogue.info.parameter_status("server_encoding") == "SQL_ASCII" else "UTF8",
             )
             async with connection:
                 system = await connection.identify_system()
-                slot_name, slot_lsn, is_new = await self._ensure_slot(catalogue, connection, preflight)
+                slot_name, slot_lsn, is_new = await self._ensure_slot(catalogue, connection, ready)
                 identity = Identity(
                     system.system_id,
                     system.timeline,
@@ -306,19 +309,19 @@ class Replicator:
         self,
         catalogue: Catalogue,
         connection: ReplicationConnection,
-        preflight: slots.Preflight,
+        ready: Preflight,
     ) -> tuple[str, int, bool]:
         if self.settings.slot_name is None:
             await self._be_the_only_one(catalogue)
             name = f"walcast_{secrets.token_hex(6)}"
             return name, await connection.create_temporary_slot(name), True
-        if self.settings.slot_failover and preflight.facts.version_num < slots.HAS_FAILOVER_SLOTS:
+        if self.settings.slot_failover and ready.facts.version_num < slots.HAS_FAILOVER_SLOTS:
             raise UnsupportedServer(
-                preflight.facts.version_num,
+                ready.facts.version_num,
                 "cannot keep a slot through a failover, and SLOT_FAILOVER asks for it",
                 "use 17 or newer, or set SLOT_FAILOVER=false",
             )
-        name, slot = self.settings.slot_name, preflight.slot
+        name, slot = self.settings.slot_name, ready.slot
         if slot is not None and (reason := await self._useless_because(catalogue, slot)):
             await self._give_up_slot(catalogue, name, reason)
             slot = None
@@ -482,30 +485,36 @@ class Replicator:
             await asyncio.gather(*chores, return_exceptions=True)
 
     def _read(self, frames: list[bytes], assembler: Assembler, *, more: bool) -> None:
-        progress, now = self._progress, time.monotonic()
+        now, number = time.monotonic(), 0
         if frames:
             self.meter.progress_at = now
-        start_lsn: int | None = None
-        for frame in frames:
-            if (payload := xlog_payload(frame)) is not None:
-                start_lsn, data = payload
-                try:
-                    chunk = assembler.feed(start_lsn, data)
-                except (PgOutputError, UnknownRelation) as error:
-                    # Contained: one change that cannot be read must not stop the others.
-                    self.meter.unreadable += 1
-                    logger.error("change left out", extra={"position": assembler.position, "error": error})
-                    continue
-                if chunk is not None:
-                    self._keep(chunk, now)
-            else:
-                keepalive, start_lsn = copy_both.parse(frame), None
-                assert isinstance(keepalive, PrimaryKeepalive)
-                self._agree(self._history.heard(keepalive, now, int(time.time())))
-        if start_lsn is not None:
-            progress.received(start_lsn)
+        while number < len(frames):
+            chunk, ahead = None, number + SOME_ROWS
+            if ahead < len(frames) and frames[ahead][_KIND] in _ROWS:
+                number, chunk = assembler.feed_rows(frames, number)
+            if chunk is None and number < len(frames):
+                chunk = self._read_one(frames[number], assembler, now)
+                number += 1
+            if chunk is not None:
+                self._keep(chunk, now)
+        if frames and (payload := xlog_payload(frames[-1])) is not None:
+            self._progress.received(payload[0])
         if not more and (chunk := assembler.take()) is not None:
             self._keep(chunk, now)
+
+    def _read_one(self, frame: bytes, assembler: Assembler, now: float) -> Chunk | None:
+        if (payload := xlog_payload(frame)) is None:
+            keepalive = copy_both.parse(frame)
+            assert isinstance(keepalive, PrimaryKeepalive)
+            self._agree(self._history.heard(keepalive, now, int(time.time())))
+            return None
+        try:
+            return assembler.feed(*payload)
+        except (PgOutputError, UnknownRelation) as error:
+            # Contained: one change that cannot be read must not stop the others.
+            self.meter.unreadable += 1
+            logger.error("change left out", extra={"position": assembler.position, "error": error})
+            return None
 
     def _agree(self, agrees: bool) -> None:
         if not agrees:
@@ -623,3 +632,4 @@ def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:
 
 
 _MICROSECOND = POSTGRES_EPOCH.resolution
+_KIND, _ROWS = slice(copy_both.XLOG_DATA_HEADER, copy_both.XLOG_DATA_HEADER + 1), (b"I", b"U", b"D")

@@ -1,4 +1,4 @@
-"""Publication, slot, lag and WAL headroom: the SQL of the house.
+"""Replication slots: made, looked at and dropped; what they hold back, and what bounds them.
 
 Everything here runs on an ordinary connection in autocommit mode, on PostgreSQL 10 to 18. Columns that came later
 (``wal_status`` in 13, ``invalidation_reason`` in 17, …) are read through ``to_jsonb``, so that a server without them
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,19 +21,15 @@ from psycopg import AsyncConnection, errors, sql
 from psycopg.rows import dict_row, tuple_row
 
 from replication.errors import (
-    ConnectionFailed,
     InvalidSlotName,
     NoFreeReplicationSlot,
-    NoFreeWalSender,
-    PublicationMissing,
     ReplicationPrivilegeMissing,
     SlotIsActive,
-    SlotWrongDatabase,
-    SlotWrongPlugin,
     UnsupportedServer,
     WalLevelTooLow,
 )
 from replication.lsn import LSN
+from replication.server import server_facts
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +38,7 @@ PLUGIN = "pgoutput"
 CREATION_SLOW_S = 5.0
 """A slot that takes longer to make waits for somebody: that is worth a word."""
 
-_OLDEST_VERSION = 100000
-_DECODES_ON_STANDBY = 160000
 HAS_FAILOVER_SLOTS = 170000
-_FIRST_USER_OID = 16384  # FirstNormalObjectId: what lies below is the same in every database of this version
 
 _SLOT_NAME = re.compile(r"[A-Za-z0-9_]{1,63}")
 
@@ -54,24 +47,6 @@ _WAL_POSITION = """
     CASE WHEN pg_is_in_recovery()
          THEN coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), '0/0')
          ELSE pg_current_wal_lsn() END::text
-"""
-
-_FACTS = """
-    SELECT current_setting('server_version_num')::int AS version_num,
-           current_setting('server_version') AS version,
-           current_database()::text AS database,
-           current_user::text AS role,
-           current_setting('wal_level') AS wal_level,
-           current_setting('max_replication_slots')::int AS max_replication_slots,
-           current_setting('max_wal_senders')::int AS max_wal_senders,
-           pg_is_in_recovery() AS in_recovery,
-           rolsuper AS is_superuser,
-           -- On Amazon RDS nobody has the attribute; members of this role may replicate instead.
-           rolsuper OR rolreplication OR EXISTS (
-               SELECT FROM pg_roles AS rds
-               WHERE rds.rolname = 'rds_replication' AND pg_has_role(rds.oid, 'MEMBER')
-           ) AS can_replicate
-    FROM pg_roles WHERE rolname = current_user
 """
 
 _SLOTS = f"""
@@ -89,34 +64,6 @@ _LIMITS = """
             FROM pg_stat_activity WHERE backend_xid IS NOT NULL) AS oldest_write_s,
            (SELECT extract(epoch FROM clock_timestamp() - min(prepared))::float FROM pg_prepared_xacts) AS prepared_s
 """
-
-_TABLES = """
-    SELECT DISTINCT published.schemaname::text, published.tablename::text, relation.relreplident::text,
-           EXISTS (SELECT FROM pg_index WHERE indrelid = relation.oid AND indisprimary), relation.relrowsecurity
-    FROM pg_publication_tables AS published
-    JOIN pg_namespace AS namespace ON namespace.nspname = published.schemaname
-    JOIN pg_class AS relation ON relation.relnamespace = namespace.oid AND relation.relname = published.tablename
-    WHERE published.pubname = ANY (%s::text[])
-    ORDER BY 1, 2
-"""
-
-_REPLICA_IDENTITIES = {"d": "default", "n": "nothing", "f": "full", "i": "index"}
-
-
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """What a server is and allows; ``version_num`` counts as in 150018."""
-
-    version_num: int
-    version: str
-    database: str
-    role: str
-    wal_level: str
-    max_replication_slots: int
-    max_wal_senders: int
-    in_recovery: bool
-    is_superuser: bool
-    can_replicate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +105,6 @@ class SlotStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Preflight:
-    """A server that is ready to stream, our slot on it if it exists, and the publications made just now.
-
-    ``slots`` are all of the server.
-    """
-
-    facts: ServerFacts
-    slot: SlotStatus | None
-    created_publications: tuple[str, ...]
-    slots: tuple[SlotStatus, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """What bounds a slot, and what holds it back although we read.
 
@@ -190,78 +124,12 @@ class Limits:
         return max(self.oldest_write_s or 0.0, self.prepared_s or 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedTable:
-    """A table of a publication; ``replica_identity`` is default, nothing, full or index."""
-
-    schema: str
-    name: str
-    replica_identity: str
-    has_primary_key: bool
-    row_security: bool
-
-
 def validate_slot_name(name: str) -> str:
     """The name in lower case. Raises `InvalidSlotName` for what PostgreSQL would refuse."""
     # Of the name as it stands: there are letters beyond ASCII (the Kelvin sign) whose lower case is within.
     if not _SLOT_NAME.fullmatch(name):
         raise InvalidSlotName(name)
     return name.lower()
-
-
-async def server_facts(conn: AsyncConnection[Any]) -> ServerFacts:
-    """Ask the server about itself and about our role."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_FACTS)
-        if (row := await cursor.fetchone()) is None:
-            # pg_roles always holds the current role, unless somebody dropped it under our feet.
-            raise ConnectionFailed("the role of this connection does not exist any more")
-        return ServerFacts(**row)
-
-
-async def preflight(
-    conn: AsyncConnection[Any], *, publications: Sequence[str], slot_name: str | None, create_publication: bool
-) -> Preflight:
-    """Check everything that streaming needs, before it begins.
-
-    ``slot_name`` None means a temporary slot. With ``create_publication``, missing publications are made FOR ALL
-    TABLES. Whether our slot is lost or active is not judged here: see `SlotStatus.lost_because` and
-    `SlotStatus.active_pid`.
-
-    Raises a `ServerNotReady` that names the cure, or `InvalidSlotName`.
-    """
-    if slot_name is not None:
-        slot_name = validate_slot_name(slot_name)
-    facts = await server_facts(conn)
-    if facts.version_num < _OLDEST_VERSION:
-        raise UnsupportedServer(facts.version_num, "has no publications", "use PostgreSQL 10 or newer")
-    if facts.in_recovery and facts.version_num < _DECODES_ON_STANDBY:
-        raise UnsupportedServer(
-            facts.version_num, "cannot decode the WAL on a standby", "connect to the primary, or use 16 or newer"
-        )
-    if facts.wal_level != "logical":
-        raise WalLevelTooLow(facts.wal_level)
-    if not facts.can_replicate:
-        raise ReplicationPrivilegeMissing(facts.role)
-
-    missing = await _missing_publications(conn, publications)
-    if missing and (facts.in_recovery or not create_publication):
-        raise PublicationMissing(missing, facts.database)
-    await _create_publications(conn, missing)
-
-    slots = await all_slots(conn)
-    slot = next((slot for slot in slots if slot.name == slot_name), None)
-    if slot is None:
-        if len(slots) >= facts.max_replication_slots:
-            raise _no_free_slot(facts.max_replication_slots, slots)
-    elif slot.plugin != PLUGIN:
-        raise SlotWrongPlugin(slot.name, slot.plugin)
-    elif slot.database != facts.database:
-        raise SlotWrongDatabase(slot.name, str(slot.database), facts.database)
-    # An active slot already has its walsender, and the one who waits for it inherits that.
-    if not (slot and slot.active) and await busy_walsenders(conn) >= facts.max_wal_senders:
-        raise NoFreeWalSender(facts.max_wal_senders)
-    return Preflight(facts, slot, tuple(missing), tuple(slots))
 
 
 async def slot_status(conn: AsyncConnection[Any], name: str) -> SlotStatus | None:
@@ -272,6 +140,11 @@ async def slot_status(conn: AsyncConnection[Any], name: str) -> SlotStatus | Non
 async def all_slots(conn: AsyncConnection[Any]) -> list[SlotStatus]:
     """Every slot of the server, physical and foreign ones too, by name."""
     return await _slots(conn, None)
+
+
+def unread(slots: Iterable[SlotStatus]) -> list[str]:
+    """The names of those that nobody reads at the moment."""
+    return [slot.name for slot in slots if not slot.active]
 
 
 async def limits(conn: AsyncConnection[Any]) -> Limits:
@@ -306,8 +179,8 @@ async def create_slot(conn: AsyncConnection[Any], name: str, *, failover: bool =
     try:
         return LSN.parse(await _value(conn, query, [name, PLUGIN]))
     except errors.ConfigurationLimitExceeded as error:
-        facts = await server_facts(conn)
-        raise _no_free_slot(facts.max_replication_slots, await all_slots(conn), sqlstate=error.sqlstate) from error
+        maximum = (await server_facts(conn)).max_replication_slots
+        raise NoFreeReplicationSlot(maximum, unread(await all_slots(conn)), sqlstate=error.sqlstate) from error
     except errors.InsufficientPrivilege as error:
         raise ReplicationPrivilegeMissing((await server_facts(conn)).role, sqlstate=error.sqlstate) from error
     except errors.ObjectNotInPrerequisiteState as error:
@@ -345,59 +218,9 @@ async def drop_slot(conn: AsyncConnection[Any], name: str) -> bool:
     return True
 
 
-async def create_publication(conn: AsyncConnection[Any], name: str) -> None:
-    """Publish all tables under this name; what exists already stays as it is.
-
-    Raises `PublicationMissing` if our role may not: FOR ALL TABLES takes a superuser.
-    """
-    try:
-        await conn.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(sql.Identifier(name)))
-    except errors.InsufficientPrivilege as error:
-        raise PublicationMissing([name], conn.info.dbname, sqlstate=error.sqlstate) from error
-    except (errors.DuplicateObject, errors.UniqueViolation):
-        pass  # another process came first; in a dead heat, its row in the catalogue is the first to say so
-
-
-async def publication_tables(conn: AsyncConnection[Any], publications: Sequence[str]) -> list[PublishedTable]:
-    """The tables of these publications, each once, by schema and name."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(_TABLES, [list(publications)])
-        return [
-            PublishedTable(schema, name, _REPLICA_IDENTITIES[identity], has_primary_key, row_security)
-            for schema, name, identity, has_primary_key, row_security in await cursor.fetchall()
-        ]
-
-
-async def type_names(conn: AsyncConnection[Any]) -> dict[int, str]:
-    """``pg_type.typname`` by OID for the built-in types, which pgoutput does not announce (``_int4``: int4[])."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute("SELECT oid::int, typname::text FROM pg_type WHERE oid < %s", [_FIRST_USER_OID])
-        return dict(await cursor.fetchall())
-
-
 async def wal_position(conn: AsyncConnection[Any]) -> LSN:
     """Where the server writes its WAL now; on a standby, how far it has replayed."""
     return LSN.parse(await _value(conn, sql.SQL("SELECT") + sql.SQL(_WAL_POSITION)))
-
-
-async def _missing_publications(conn: AsyncConnection[Any], publications: Sequence[str]) -> list[str]:
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(
-            "SELECT pubname::text FROM pg_publication WHERE pubname = ANY (%s::text[])", [list(publications)]
-        )
-        existing = {name for (name,) in await cursor.fetchall()}
-    return [name for name in dict.fromkeys(publications) if name not in existing]
-
-
-async def _create_publications(conn: AsyncConnection[Any], names: Sequence[str]) -> None:
-    for name in names:
-        await create_publication(conn, name)
-
-
-async def busy_walsenders(conn: AsyncConnection[Any]) -> int:
-    """How many walsenders serve somebody."""
-    # Every role sees the rows of this view, if not what is in them; in pg_stat_activity it would not know them.
-    return int(await _value(conn, sql.SQL("SELECT count(*) FROM pg_stat_replication")))
 
 
 async def _slots(conn: AsyncConnection[Any], name: str | None) -> list[SlotStatus]:
@@ -437,10 +260,6 @@ def _slot(slot: dict[str, Any], catalog_xmin_age: int | None, wal_position: str)
         inactive_since=datetime.fromisoformat(inactive_since) if inactive_since else None,
         failover=slot.get("failover"),
     )
-
-
-def _no_free_slot(maximum: int, slots: Sequence[SlotStatus], *, sqlstate: str | None = None) -> NoFreeReplicationSlot:
-    return NoFreeReplicationSlot(maximum, [slot.name for slot in slots if not slot.active], sqlstate=sqlstate)
 
 
 async def _value(conn: AsyncConnection[Any], query: sql.SQL | sql.Composed, parameters: Sequence[object] = ()) -> Any:

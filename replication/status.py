@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 from replication.changes import Change, Chunk, Relation
 from replication.errors import ReplicationError, ServerNotReady, SlotIsActive
 from replication.lsn import LSN, Position
-from replication.slots import PublishedTable, SlotStatus
+from replication.publications import PublishedTable
+from replication.slots import SlotStatus
 
 Role = Literal["connecting", "active", "standby"]
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
+from replication.hosts import is_here
 from streaming.errors import UnusableSecret
 from streaming.tokens import secret_key
 
@@ -16,7 +17,6 @@ SHORTEST_SECRET_BYTES = 32
 """A shared secret should be at least as long as what HS256 makes of it (RFC 7518, section 3.2)."""
 
 _CURE = "Make one with: manage.py token secret"
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 # Out of the READMEs and compose files that people start from, Supabase's among them
 _KNOWN = frozenset(
     (
@@ -49,7 +49,7 @@ def check_secret(**_: Any) -> list[CheckMessage]:
                 id="streaming.E001",
             )
         )
-    if jwks.startswith("http:") and urlsplit(jwks).hostname not in _THIS_MACHINE:
+    if jwks.startswith("http:") and not is_here(urlsplit(jwks).hostname or ""):
         messages.append(
             Warning(
                 "JWT_JWKS is fetched over plain http: who can change what comes back can make tokens.",

@@ -12,7 +12,7 @@ from channels.layers import BaseChannelLayer
 from django.core import checks
 from redis.exceptions import RedisError
 
-from replication.doctor import Finding, Level
+from replication.findings import Finding, Level
 from streaming.errors import RosterAway
 from streaming.health import REASONS, REPLICATORS, REPORT_S, active_replicator, judge
 from streaming.roster import REDIS_TIMEOUT_S, Roster

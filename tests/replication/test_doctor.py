@@ -19,7 +19,8 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
-from replication.doctor import Finding, Subject, examine, in_the_words_of_the_provider
+from replication.doctor import examine
+from replication.findings import Finding, Subject
 from replication.replicator import ReplicatorSettings
 from streaming.roster import configured_roster
 from tests.replication.corridor import MemoryStore, Recorder, streaming, value
@@ -215,7 +216,7 @@ async def test_a_lag_near_the_limit_is_a_failure(database18: str) -> None:
 async def test_a_transaction_that_has_been_open_for_long_is_told_of(
     database18: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replication.doctor.LONG_TRANSACTION_S", 0.05)
+    monkeypatch.setattr("replication.diagnosis.LONG_TRANSACTION_S", 0.05)
     execute(database18, "create table items(id bigint primary key)", "create publication pub for table items")
     async with await psycopg.AsyncConnection.connect(database18) as conn:
         await conn.execute("insert into items values (1)")
@@ -262,23 +263,6 @@ async def test_a_pooler_in_between_is_noticed(database18: str) -> None:
     async with Pooler(database18).listening() as dsn:
         found = await findings(subject_of(dsn, max_lag_bytes=1 << 30))
     assert levels(found) == {"no pooler": "failure"}
-
-
-def test_cures_are_those_of_who_runs_the_database() -> None:
-    sick = [
-        Finding("wal_level", "failure", "it is replica", "restart", ["ALTER SYSTEM SET wal_level = logical;"]),
-        Finding("no pooler", "failure", "a pooler stands between", "connect to the server"),
-        Finding("privilege", "ok", "a superuser"),
-    ]
-    level, pooler, privilege = in_the_words_of_the_provider(sick, "db1.abc.eu-west-1.rds.amazonaws.com")
-    assert level.cure.startswith("with Amazon RDS or Aurora: set rds.logical_replication = 1")
-    assert level.sql == ()
-    assert pooler == sick[1]
-    assert privilege == sick[2]
-
-    _, pooler, _ = in_the_words_of_the_provider(sick, "ep-cool-dawn-1-pooler.eu-central-1.aws.neon.tech")
-    assert "take -pooler out of the host name" in pooler.cure
-    assert in_the_words_of_the_provider(sick, "localhost") == sick
 
 
 # The commands

@@ -11,7 +11,7 @@ import pytest
 from replication.assembler import Assembler
 from replication.changes import Column, Relation
 from replication.facts import Collation, TableFacts, guessed_facts
-from replication.lookup import table_facts
+from replication.lookup import table_facts, type_names
 
 TABLES = """
     CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -54,6 +54,20 @@ async def relation(connection: psycopg.AsyncConnection[Any], table: str) -> Rela
 async def facts_of(connection: psycopg.AsyncConnection[Any], table: str) -> TableFacts:
     [facts] = await table_facts(connection, [await relation(connection, table)])
     return facts
+
+
+async def test_type_names_are_those_that_clients_know(connection: psycopg.AsyncConnection[Any]) -> None:
+    names = await type_names(connection)
+    assert {names[oid] for oid in (20, 25, 1007, 1043, 1184, 3904, 4451)} == {
+        "int8",
+        "text",
+        "_int4",
+        "varchar",
+        "timestamptz",
+        "int4range",
+        "int4multirange",
+    }
+    assert "mood" not in names.values()
 
 
 async def test_types_are_taken_apart_and_domains_resolved(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from realtime_project import embedded
+from realtime_project import errors
 from realtime_project.embedded import EmbeddedPostgres, EmbeddedServer
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,8 @@ CHILD = """
 import os
 import sys
 from pathlib import Path
-from realtime_project.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from realtime_project.embedded import EmbeddedPostgres
+from realtime_project.errors import EmbeddedPostgresError
 for user in map(int, sys.argv[2:]):
     os.setgroups([])
     os.setgid(user)
@@ -275,7 +276,7 @@ def test_the_data_of_another_major_version_is_left_alone(home: Path, postgres: E
     postgres.start()
     postgres.stop()
     (home / "postgres" / "PG_VERSION").write_text("15\n")
-    with pytest.raises(embedded.DataOfAnotherVersion) as caught:
+    with pytest.raises(errors.DataOfAnotherVersion) as caught:
         postgres.start()
     assert (caught.value.found, caught.value.wanted) == ("15", "18")
     assert "pg_dumpall" in str(caught.value)
@@ -294,7 +295,7 @@ def test_a_lost_password_is_named_with_its_cure(postgres: EmbeddedPostgres) -> N
     postgres.start()
     postgres.stop()
     postgres.password_file.unlink()
-    with pytest.raises(embedded.PasswordMissing, match=r"postgres\.password is gone.*deleting the folder"):
+    with pytest.raises(errors.PasswordMissing, match=r"postgres\.password is gone.*deleting the folder"):
         postgres.start()
 
 
@@ -303,7 +304,7 @@ def test_what_postgresql_complains_about_is_in_the_error(home: Path, postgres: E
     postgres.stop()
     with (home / "postgres" / "postgresql.conf").open("a") as configuration:
         configuration.write("work_mem = nonsense\n")
-    with pytest.raises(embedded.ProgramFailed, match='invalid value for parameter "work_mem"'):
+    with pytest.raises(errors.ProgramFailed, match='invalid value for parameter "work_mem"'):
         postgres.start()
 
 
@@ -348,7 +349,7 @@ class TestForRoot:
 
     def test_a_home_that_the_user_cannot_enter_is_named_and_left_as_it_is(self, home: Path) -> None:
         home.parent.chmod(0o700)
-        with pytest.raises(embedded.HomeNotUsable) as caught:
+        with pytest.raises(errors.HomeNotUsable) as caught:
             EmbeddedPostgres(home, explicit_home=True).start()
         assert f"chmod o+x {home.parent}" in str(caught.value)
         assert "WALCAST_HOME=/var/lib/walcast" in str(caught.value)
@@ -380,5 +381,5 @@ class TestForRoot:
         postgres.start()
         postgres.stop()
         os.chown(home / "postgres", NOBODY, NOBODY)
-        with pytest.raises(embedded.HomeNotUsable, match="belongs to another user"):
+        with pytest.raises(errors.HomeNotUsable, match="belongs to another user"):
             postgres.start()

@@ -194,6 +194,7 @@ _BAD = {
     "PORT": "65536",
     "TRUSTED_PROXIES": "proxy",
     "IDLE_TIMEOUT_S": "nan",
+    "NO_CHANNEL_TIMEOUT_S": "nan",
     "WEBSOCKET_PINGS": "2",
     "MAX_CONNECTIONS": "-1",
     "MAX_CONNECTIONS_PER_ADDRESS": "-1",

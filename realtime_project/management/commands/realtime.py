@@ -22,7 +22,8 @@ from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
 from django.db import connections
 
-from realtime_project.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedServer
+from realtime_project.embedded import EmbeddedPostgres, EmbeddedServer
+from realtime_project.errors import EmbeddedPostgresError
 from realtime_project.secret_key import keep_secret_key
 from realtime_project.settings import channel_layers
 from realtime_project.superuser import NAME as SUPERUSER

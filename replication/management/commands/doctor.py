@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from realtime_project.application import streamed_database
-from replication.doctor import Finding, Subject, examine
+from replication.doctor import examine
+from replication.findings import Finding, Subject
 from streaming import checkup
 from streaming.roster import configured_roster
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from realtime_project.application import streamed_database
 from replication import slots
 from replication.connection import with_address
-from replication.doctor import size
 from replication.errors import ReplicationError, SlotIsActive
+from replication.findings import size
 from replication.slots import SlotStatus
 from replication.status import plain
 
