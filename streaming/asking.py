@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from replication.changes import Chunk
+from streaming.audiences import Audience, Deferred
 from streaming.catalogue import Catalogue
 from streaming.errors import CatalogueAway
 from streaming.knowledge import Answer, Failed
-from streaming.matching import Audience, Deferred, Matcher
+from streaming.matching import Matcher
 from streaming.phoenix import V2
 from streaming.predicates import Question
 from streaming.subscriptions import Subscription

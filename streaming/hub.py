@@ -25,11 +25,12 @@ from replication.errors import BelowFloor
 from replication.lsn import BEGINNING, Position, parse_position_token, position_token
 from replication.publisher import Tick
 from streaming.asking import Asking
+from streaming.audiences import Audience, Deferred
 from streaming.bindings import Binding
 from streaming.catalogue import Catalogue
 from streaming.frames import Parcel
 from streaming.latency import CommitClock, Histogram
-from streaming.matching import MAX_RECORD_BYTES, Audience, Deferred, MatchCounters, Matcher
+from streaming.matching import MAX_RECORD_BYTES, MatchCounters, Matcher
 from streaming.pacing import Pace
 from streaming.phoenix import Serializer
 from streaming.subscriptions import Resumed, Subscription

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from streaming.matching import Audience
+from streaming.audiences import Audience
 
 BOUND_BYTES = 4 << 20
 """The fastest reader may have so much before it."""

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from streaming.audiences import Audience
 from streaming.frames import Parcel
-from streaming.matching import Audience
 from streaming.pacing import Pace
 from streaming.phoenix import serializer_for
 from streaming.subscriptions import Subscription

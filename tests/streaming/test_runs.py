@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 import pytest
 
 from replication.changes import TRUNCATE, Change, Chunk, Column, Relation
+from streaming.audiences import Audience
 from streaming.bindings import Binding, Shape
 from streaming.filter_language import Condition
-from streaming.matching import Audience, Matcher
+from streaming.matching import Matcher
 from streaming.phoenix import serializer_for
 from streaming.subscriptions import Subscription
 
