@@ -206,6 +206,8 @@ class Matcher:
         for relation, group in groupby(changes, _RELATION_OF):
             of_events = self._index.plans_of(relation)
             bindings = self._bindings.plans_of(relation) if is_bound else {}
+            if not of_events and not any(plan.is_watched for plan in bindings.values()):
+                continue
             for kind, same in groupby(group, _kind_of):
                 plan, bound = of_events.get(kind), bindings.get(kind)
                 plan = plan if plan is not None and plan.watched else None
