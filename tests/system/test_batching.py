@@ -20,8 +20,8 @@ from streaming.phoenix import V2
 from streaming.subscriptions import Subscription
 from streaming.transport import DirectOutlet, OutletLimits
 from tests.replication.corridor import MemoryStore, started, until
-from tests.servers import wait_until
-from tests.system.corridor import LegacyClient, execute
+from tests.servers import ValkeyServer, wait_until
+from tests.system.corridor import DaphneProcess, LegacyClient, execute, replicator
 from tests.system.server import RealtimeServer
 
 COMMITS = 200
@@ -147,9 +147,9 @@ async def test_commits_that_came_while_the_loop_was_busy_are_written_at_once(dat
     assert len(way.writes) == 1
 
 
-def deliveries(server: RealtimeServer) -> int:
+def deliveries(port: int) -> int:
     """How often something was handed to the sockets."""
-    with urllib.request.urlopen(f"{server.http_url}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         text: str = response.read().decode()
     match = re.search(r"^walcast_commit_to_socket_seconds_count (\d+)", text, re.MULTILINE)
     assert match is not None
@@ -164,11 +164,11 @@ async def test_a_server_that_comes_to_itself_hands_on_what_has_gathered_in_one_g
         for number in range(5):
             execute(realtime_server.dsn, f"INSERT INTO ticks VALUES ({number})")
             assert await client.records(1) == [str(number)]
-        before = deliveries(realtime_server)
+        before = deliveries(realtime_server.port)
         for number in range(5):
             execute(realtime_server.dsn, f"INSERT INTO ticks VALUES ({number})")
             assert await client.records(1) == [str(number)]
-        assert deliveries(realtime_server) - before == 5, "one by one, if they come one by one"
+        assert deliveries(realtime_server.port) - before == 5, "one by one, if they come one by one"
         realtime_server.send_signal(signal.SIGSTOP)
         try:
             wait_until(lambda: "(stopped)" in Path(f"/proc/{realtime_server.pid}/status").read_text(), "its stop")
@@ -176,4 +176,30 @@ async def test_a_server_that_comes_to_itself_hands_on_what_has_gathered_in_one_g
         finally:
             realtime_server.send_signal(signal.SIGCONT)
         assert await client.records(COMMITS) == [str(number) for number in range(1, COMMITS + 1)]
-        assert deliveries(realtime_server) - before == 6, "all of them at once"
+        assert deliveries(realtime_server.port) - before == 6, "all of them at once"
+
+
+async def test_a_daphne_that_comes_to_itself_hands_on_together_what_the_layer_has_brought(
+    database18: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    execute(database18, _TABLE, "CREATE PUBLICATION supabase_realtime FOR ALL TABLES")
+    env = {
+        "DATABASE_URL": database18,
+        "REDIS_URL": valkey.url,
+        "SECURE_CHANNELS": "false",
+        "SLOT_NAME": "batching",
+        "WALCAST_HOME": str(tmp_path),
+    }
+    expected = [str(number) for number in range(1, COMMITS + 1)]
+    with replicator(env), DaphneProcess(env) as daphne, DaphneProcess(env) as other:
+        async with LegacyClient(daphne.ws_url, TOPIC) as client, LegacyClient(other.ws_url, TOPIC) as awake:
+            before = deliveries(daphne.port)
+            daphne.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.to_thread(commit, database18, 1, COMMITS)
+                assert await awake.records(COMMITS) == expected, "all of it has gone through the layer"
+            finally:
+                daphne.send_signal(signal.SIGCONT)
+            assert await client.records(COMMITS) == expected
+            # One by one they would be 200; what the layer's client reads at a time is one.
+            assert 1 <= deliveries(daphne.port) - before <= 10
