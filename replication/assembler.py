@@ -16,8 +16,7 @@ from replication.lsn import LSN, Position
 from replication.record import OWN_TABLES
 
 _INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
-_ROWS = b"I", b"U", b"D"
-_HEAD = slice(XLOG_DATA_HEADER, XLOG_DATA_HEADER + 5)
+_OID = slice(XLOG_DATA_HEADER + 1, XLOG_DATA_HEADER + 5)
 _OVERHEAD = CHANGE_OVERHEAD - XLOG_DATA_HEADER
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
@@ -41,7 +40,7 @@ class Assembler:
         self._type_names = dict(type_names)
         self._relations: dict[int, Relation | None] = {}
         # Most rows follow one of the same table: its relation need not be looked up again.
-        self._row_heads: frozenset[bytes] = frozenset()
+        self._row_oid: bytes | None = None
         self._row_relation: Relation | None = None
         self._hidden = hidden
         self._max_rows, self._max_bytes = max_rows, max_bytes
@@ -81,9 +80,9 @@ class Assembler:
             # Counted first: what cannot be read has its position, and the others keep theirs.
             self._ordinal = self._ordinal + 1 if start_lsn == self._lsn else 0
             self._lsn = start_lsn
-            if data[:5] not in self._row_heads:
+            if (row_oid := data[1:5]) != self._row_oid:
                 self._row_relation = self._relation(pgoutput.relation_oid(data), start_lsn)
-                self._row_heads = frozenset(kind + data[1:5] for kind in _ROWS)
+                self._row_oid = row_oid
             if self._row_relation is not None:
                 self._changes.append(_new_tuple(Change, (start_lsn, self._ordinal, self._row_relation, data)))
                 self._size += len(data) + CHANGE_OVERHEAD
@@ -95,7 +94,7 @@ class Assembler:
         except PgOutputError:
             if kind == _RELATION:
                 # What follows belongs to a relation that we do not know; not to what it was before.
-                self._row_heads = frozenset()
+                self._row_oid = None
                 self._relations.pop(int.from_bytes(data[1:5]), None)
             raise
         match message:
@@ -112,7 +111,7 @@ class Assembler:
                 self.end_lsn = commit.end_lsn
                 return chunk
             case pgoutput.Relation() as relation:
-                self._row_heads = frozenset()
+                self._row_oid = None
                 remembered = self._relations[relation.oid] = self._remember(relation)
                 if remembered is not None:
                     self.new_relations.append(remembered)
@@ -131,11 +130,11 @@ class Assembler:
         They are taken as `feed` takes their payloads, in half the time. Where the first one stands that is for `feed`
         (or for somebody else) comes back, and a chunk if one is complete.
         """
-        heads, relation, changes, size = self._row_heads, self._row_relation, self._changes, self._size
+        row_oid, relation, changes, size = self._row_oid, self._row_relation, self._changes, self._size
         lsn, ordinal, number = self._lsn, self._ordinal, start
         for frame in islice(frames, start, start + self._max_rows - len(changes)):
             # Behind the header of an XLogData: the kind, and the relation's OID.
-            if frame[_HEAD] not in heads or frame[0] != XLOG_DATA:
+            if frame[_OID] != row_oid or frame[0] != XLOG_DATA or frame[XLOG_DATA_HEADER] not in pgoutput.ROW_KINDS:
                 break
             (start_lsn,) = unpack_start_lsn(frame)
             ordinal = ordinal + 1 if start_lsn == lsn else 0
@@ -158,7 +157,7 @@ class Assembler:
     def renew(self, relation: Relation, facts: TableFacts) -> None:
         """What comes from now on belongs to a relation with these facts, if ``relation`` still stands."""
         if self._relations.get(relation.oid) is relation:
-            self._row_heads = frozenset()
+            self._row_oid = None
             self._relations[relation.oid] = replace(relation, facts=facts)
 
     def take(self) -> Chunk | None:

@@ -63,6 +63,11 @@ def xlog_payload(frame: bytes) -> tuple[int, bytes] | None:
     return unpack_start_lsn(frame)[0], frame[XLOG_DATA_HEADER:]
 
 
+def xlog_kind(frame: bytes) -> int | None:
+    """The first byte of an XLogData's ``data``; `None` for any other frame, and for one without data."""
+    return frame[XLOG_DATA_HEADER] if len(frame) > XLOG_DATA_HEADER and frame[0] == XLOG_DATA else None
+
+
 def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
     """Read one CopyData frame of the walsender.
 

@@ -21,7 +21,7 @@ from replication.assembler import Assembler
 from replication.changelog import Changelog
 from replication.changes import Chunk, Envelope, Relation
 from replication.connection import ReplicationConnection, with_address
-from replication.copy_both import PrimaryKeepalive, xlog_payload
+from replication.copy_both import PrimaryKeepalive, xlog_kind, xlog_payload
 from replication.errors import (
     ConnectionFailed,
     PgOutputError,
@@ -38,7 +38,7 @@ from replication.errors import (
 from replication.guardian import Guardian
 from replication.history import History
 from replication.lsn import LSN, Position
-from replication.pgoutput import POSTGRES_EPOCH
+from replication.pgoutput import POSTGRES_EPOCH, ROW_KINDS
 from replication.preflight import Preflight, preflight
 from replication.progress import Progress
 from replication.publisher import Publisher, stop_if_cancelled
@@ -490,7 +490,7 @@ class Replicator:
             self.meter.progress_at = now
         while number < len(frames):
             chunk, ahead = None, number + SOME_ROWS
-            if ahead < len(frames) and frames[ahead][_KIND] in _ROWS:
+            if ahead < len(frames) and xlog_kind(frames[ahead]) in ROW_KINDS:
                 number, chunk = assembler.feed_rows(frames, number)
             if chunk is None and number < len(frames):
                 chunk = self._read_one(frames[number], assembler, now)
@@ -632,4 +632,3 @@ def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:
 
 
 _MICROSECOND = POSTGRES_EPOCH.resolution
-_KIND, _ROWS = slice(copy_both.XLOG_DATA_HEADER, copy_both.XLOG_DATA_HEADER + 1), (b"I", b"U", b"D")

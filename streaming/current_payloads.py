@@ -104,10 +104,7 @@ class CurrentRelation:
 
         ``kind`` is the first byte of the change's data. Raises `ValueError` for a row of another width.
         """
-        if commit_timestamp != self._stamp:
-            self._stamp = commit_timestamp
-            self._head = self._columns + commit_timestamp.encode() + b'","errors":'
-        head = self._head
+        head = self._head_at(commit_timestamp)
         if images is None:
             return head + b"null" + self._tails[kind]
         new, old = images.new, images.old
@@ -133,7 +130,7 @@ class CurrentRelation:
         """The quick way for rows of plain texts; `None` if there is none."""
         if self._shown is not None or not facts:
             return None
-        between, converters, closing = [], [], b',"record":{'
+        between, converters, closing = [], [], b'null,"record":{'
         for number, (column, known) in enumerate(zip(relation.columns, facts, strict=True), start=1):
             found = plain_converter(known.type, numbers_as_text=shape.numbers_as_text)
             if found is None:
@@ -149,28 +146,27 @@ class CurrentRelation:
         """What `data` gives for an INSERT of plain texts (see `LegacyRelation.plain_payload`), or `None`."""
         if self._plain is None or len(data) > self._max_bytes:
             return None
-        plain = self._plain.one(data, self._plain_head(commit_timestamp))
+        plain = self._plain.one(data, self._head_at(commit_timestamp))
         return None if plain is None else plain[0]
 
     def plain_data_of_all(self, rows: Sequence[bytes], commit_timestamp: str) -> list[bytes] | None:
         """The same for some INSERTs, if all are of plain texts; else `None`."""
         if self._plain is None or max(map(len, rows)) > self._max_bytes:
             return None
-        return self._plain.many(rows, self._plain_head(commit_timestamp))
+        return self._plain.many(rows, self._head_at(commit_timestamp))
 
-    def _plain_head(self, commit_timestamp: str) -> bytes:
+    def _head_at(self, commit_timestamp: str) -> bytes:
         if commit_timestamp != self._stamp:
             self._stamp = commit_timestamp
             self._head = self._columns + commit_timestamp.encode() + b'","errors":'
-        return self._head + b"null"
+        return self._head
 
     def unreadable(self, kind: int, commit_timestamp: str) -> bytes:
         """The object, without its closing brace, for a change whose row cannot be read: the client hears of it."""
         record = b"" if kind in (_DELETE, _TRUNCATE) else b',"record":{}'
         old_record = b"" if kind in (_INSERT, _TRUNCATE) else b',"old_record":{}'
         errors = orjson.dumps([UNREADABLE])
-        head = self._columns + commit_timestamp.encode() + b'","errors":'
-        return head + errors + old_record + record + self._tails[kind]
+        return self._head_at(commit_timestamp) + errors + old_record + record + self._tails[kind]
 
     def _json(self, texts: list[Text]) -> bytes:
         return orjson.dumps(self._values(texts))

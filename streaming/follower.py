@@ -38,6 +38,7 @@ class Follower:
         self._inbox: deque[dict[str, Any]] = deque()
         self._arrived = asyncio.Event()
         self._due: list[Chunk] = []
+        self._due_bytes = 0
         """New changes that are not delivered yet, and up to where they are."""
         self._due_up_to: tuple[str, Position] = ("", BEGINNING)
         self.ready = asyncio.Event()
@@ -129,14 +130,15 @@ class Follower:
         if self._due_up_to[0] != self._chain.epoch:
             self._deliver_due()
         self._due += step.chunks
+        self._due_bytes += sum(chunk.size for chunk in step.chunks)
         self._due_up_to = self._chain.epoch, self._chain.have
-        if sum(chunk.size for chunk in self._due) >= TOGETHER_BYTES:
+        if self._due_bytes >= TOGETHER_BYTES:
             self._deliver_due()
 
     def _deliver_due(self) -> None:
         if not self._due:
             return
-        chunks, self._due = self._due, []
+        chunks, self._due, self._due_bytes = self._due, [], 0
         self._hub.epoch, self._hub.have = self._due_up_to
         self._hub.deliver(chunks)
         if self._hub.pace.is_full and (self._holding is None or self._holding.done()):

@@ -14,6 +14,7 @@ from replication.copy_both import (
     StandbyStatusUpdate,
     XLogData,
     parse,
+    xlog_kind,
     xlog_payload,
 )
 from replication.errors import CopyBothError
@@ -23,6 +24,14 @@ _times = st.integers(-(2**63), 2**63 - 1)
 
 _XLOG_DATA = bytes.fromhex("77 0000000002f1d4a8 0000000002f1d518 000304090bcc5422 4900004033")
 _KEEPALIVE = bytes.fromhex("6b 0000000002f1d548 000304090bcc5422 01")
+
+
+def test_the_kind_of_a_piece_is_told_without_reading_it() -> None:
+    assert xlog_kind(_XLOG_DATA) == ord("I")
+    assert xlog_kind(_XLOG_DATA[:XLOG_DATA_HEADER]) is None
+    assert xlog_kind(_KEEPALIVE) is None
+    assert xlog_kind(_KEEPALIVE + _XLOG_DATA) is None
+    assert xlog_kind(b"") is None
 
 
 def test_a_piece_of_the_stream_keeps_its_lsn_and_its_bytes() -> None:
