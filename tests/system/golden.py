@@ -17,6 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.golden.differences import DIFFERENCES, NOT_RUN
 from tests.servers import PostgresCluster
+from tests.system.wire import RawSocket, masked, upgrade_request
 
 LEGACY = Path(__file__).resolve().parents[1] / "golden" / "legacy.jsonl"
 
@@ -114,6 +115,16 @@ def join_frame(topic: str, ref: str, vsn: str | None = None) -> str:
     if is_version_2(vsn):
         return json.dumps([ref, ref, topic, "phx_join", {}])
     return json.dumps({"topic": topic, "event": "phx_join", "payload": {}, "ref": ref})
+
+
+def stopped_reader(port: int, topic: str) -> RawSocket:
+    """A client that has joined, and reads no more."""
+    reader = RawSocket(port, receive_buffer=4096)
+    reader.send(upgrade_request("/socket/websocket"))
+    assert reader.response().status == 101
+    reader.send(masked("text", join_frame(topic, "1").encode()))
+    assert reader.frame() is not None
+    return reader
 
 
 def heartbeat_frame(ref: str, vsn: str | None = None) -> str:

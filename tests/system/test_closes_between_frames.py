@@ -9,7 +9,7 @@ import pytest
 
 from tests.servers import wait_until
 from tests.system.corridor import execute
-from tests.system.golden import fields_of, join_frame
+from tests.system.golden import fields_of, join_frame, stopped_reader
 from tests.system.server import RealtimeServer
 from tests.system.wire import Frame, RawSocket, masked, upgrade_request
 
@@ -32,16 +32,6 @@ def server() -> Iterator[RealtimeServer]:
         server.wait_for_log("replicator streaming")
         execute(server.dsn, "CREATE TABLE pages (id int PRIMARY KEY, value text)")
         yield server
-
-
-def reader(server: RealtimeServer) -> RawSocket:
-    """A client that has joined, and reads no more."""
-    client = RawSocket(server.port, receive_buffer=4096)
-    client.send(upgrade_request("/socket/websocket"))
-    assert client.response().status == 101
-    client.send(masked("text", join_frame(TOPIC, "1").encode()))
-    assert client.frame() is not None
-    return client
 
 
 def write(server: RealtimeServer) -> None:
@@ -81,7 +71,7 @@ def read_to_the_end(client: RawSocket) -> tuple[list[int], Frame]:
 def test_a_client_that_is_behind_reads_whole_frames_and_then_the_close_frame(
     server: RealtimeServer, said: bytes, code: int
 ) -> None:
-    with reader(server) as client:
+    with stopped_reader(server.port, TOPIC) as client:
         write(server)
         client.send(said)
         ids, last = read_to_the_end(client)
@@ -91,7 +81,7 @@ def test_a_client_that_is_behind_reads_whole_frames_and_then_the_close_frame(
 
 
 def test_a_client_that_says_goodbye_and_reads_no_more_is_gone_soon(server: RealtimeServer) -> None:
-    with reader(server) as client:
+    with stopped_reader(server.port, TOPIC) as client:
         write(server)
         client.send(GOODBYE)
         wait_until(lambda: client.tcp_state() != _TCP_ESTABLISHED, "the end of the connection", limit_s=15)

@@ -13,9 +13,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.servers import wait_until
-from tests.system.golden import LIMIT_S, fields_of, join_frame
+from tests.system.golden import LIMIT_S, fields_of, join_frame, stopped_reader
 from tests.system.server import RealtimeServer
-from tests.system.wire import RawSocket, masked, upgrade_request
 
 TOPIC = "realtime:public:bulk"
 ROWS, VALUE_CHARACTERS = 100, 10_000
@@ -37,16 +36,6 @@ def prepare(server: RealtimeServer) -> None:
     server.wait_for_log("replicator streaming")
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute("CREATE TABLE bulk (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, value text)")
-
-
-def stopped_reader(server: RealtimeServer) -> RawSocket:
-    """A client that has joined, and reads no more."""
-    reader = RawSocket(server.port, receive_buffer=4096)
-    reader.send(upgrade_request("/socket/websocket"))
-    assert reader.response().status == 101
-    reader.send(masked("text", join_frame(TOPIC, "1").encode()))
-    assert reader.frame() is not None
-    return reader
 
 
 @asynccontextmanager
@@ -81,7 +70,7 @@ async def test_it_is_closed_and_the_others_get_everything_in_bounded_memory(serv
         await write(server, eager, 3)  # what is allocated once
         before = memory_mb(server, "VmRSS")
         said = len(server.log)
-        with stopped_reader(server), stopped_reader(server), stopped_reader(server):
+        with stopped_reader(server.port, TOPIC), stopped_reader(server.port, TOPIC), stopped_reader(server.port, TOPIC):
             await write(server, eager, 60)
             grown = memory_mb(server, "VmHWM") - before
         assert server.log[said:].count("slow reader closed") == 3
@@ -91,7 +80,7 @@ async def test_it_is_closed_and_the_others_get_everything_in_bounded_memory(serv
 async def test_it_reads_whole_frames_up_to_its_close_frame_if_it_reads_on(server: RealtimeServer) -> None:
     said = len(server.log)
     async with eager_reader(server) as eager:
-        with stopped_reader(server) as stopped:
+        with stopped_reader(server.port, TOPIC) as stopped:
             for _ in range(30):
                 await write(server, eager, 1)
                 if "slow reader closed" in server.log[said:]:
@@ -110,7 +99,7 @@ async def test_it_reads_whole_frames_up_to_its_close_frame_if_it_reads_on(server
 async def test_its_connection_ends_even_if_it_never_reads_again(server: RealtimeServer) -> None:
     said = len(server.log)
     async with eager_reader(server) as eager:
-        with stopped_reader(server) as stopped:
+        with stopped_reader(server.port, TOPIC) as stopped:
             await write(server, eager, 30)
             server.wait_for_log("slow reader closed", since=said)
             wait_until(lambda: stopped.tcp_state() != _TCP_ESTABLISHED, "the end of the connection")
@@ -121,7 +110,7 @@ async def test_it_is_closed_when_nothing_moves_for_too_long_however_little_waits
     with RealtimeServer(env) as server:
         prepare(server)
         async with eager_reader(server) as eager:
-            with stopped_reader(server):
+            with stopped_reader(server.port, TOPIC):
                 await write(server, eager, 10)
                 server.wait_for_log("slow reader closed")
                 assert "bound=wait" in server.log
