@@ -49,7 +49,7 @@ def check_secret(**_: Any) -> list[CheckMessage]:
                 id="streaming.E001",
             )
         )
-    if jwks.startswith("http:") and not is_here(urlsplit(jwks).hostname or ""):
+    if jwks.startswith("http:") and not ((host := urlsplit(jwks).hostname) and is_here(host)):
         messages.append(
             Warning(
                 "JWT_JWKS is fetched over plain http: who can change what comes back can make tokens.",
