@@ -30,7 +30,7 @@ from streaming.payloads import legacy_commit_timestamp, legacy_payload
 from streaming.process import this_process
 from streaming.proxies import BehindProxies
 from streaming.rooms import Rooms
-from streaming.roster import PROCESS, configured_roster, keep
+from streaming.roster import configured_roster, keep, process_name
 from streaming.timed import TimedPublisher
 from streaming.topic_groups import TopicGroups
 from streaming.transport import OutletLimits
@@ -87,7 +87,7 @@ def make_rooms() -> Rooms:
         payload_bytes=settings.MAX_PAYLOAD_SIZE_IN_KB * 1000,
     )
     layer = get_channel_layer() if settings.REDIS_URL else None
-    this_process.rooms = rooms = Rooms(PROCESS, layer, Traffic(limits))
+    this_process.rooms = rooms = Rooms(process_name(), layer, Traffic(limits))
     return rooms
 
 
@@ -220,7 +220,7 @@ def process_parts(
 
 
 async def _report(replicator: Replicator, webhooks: Webhooks | None) -> None:
-    where = {"process": PROCESS, "host": socket.gethostname(), "pid": os.getpid()}
+    where = {"process": process_name(), "host": socket.gethostname(), "pid": os.getpid()}
 
     async def status() -> dict[str, Any]:
         return where | replicator.status().as_json() | {"webhooks": webhooks.counts() if webhooks else []}

@@ -18,7 +18,7 @@ from typing import Any, Final
 from channels.layers import BaseChannelLayer, get_channel_layer
 
 from streaming.errors import CommandFailed, ProcessSilent
-from streaming.roster import PROCESS
+from streaming.roster import process_name
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ bytes, lists, dictionaries). The text of what it raises goes to who asked, so it
 
 
 class Intercom:
-    """This process's end. Commands are heard while `run` runs; ``process`` is the name the others know it by."""
+    """This process's end. Commands are heard while `run` runs; the others know it by the name ``process``."""
 
-    def __init__(self, layer: BaseChannelLayer, process: str = PROCESS) -> None:
-        self._layer, self.process = layer, process
+    def __init__(self, layer: BaseChannelLayer, process: str | None = None) -> None:
+        self._layer, self.process = layer, process or process_name()
         self._handlers: dict[str, Handler] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

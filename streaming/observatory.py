@@ -25,7 +25,7 @@ from streaming.intercom import Intercom
 from streaming.latency import BOUNDS_S, Histogram, difference, quantile
 from streaming.problems import Problems
 from streaming.rooms import Rooms
-from streaming.roster import PROCESS, Roster, keep
+from streaming.roster import Roster, keep, process_name
 from streaming.session import Session
 from streaming.subscriptions import Subscription
 from streaming.timed import TimedPublisher
@@ -115,7 +115,7 @@ class Observatory:
         """Look, and tell the roster, once a second until cancelled."""
         looking = asyncio.create_task(self._look_on(), name="observatory")
         try:
-            await keep(roster, PROCESSES, PROCESS, self._told, every_s=LOOK_S, lease_s=LEASE_S)
+            await keep(roster, PROCESSES, process_name(), self._told, every_s=LOOK_S, lease_s=LEASE_S)
         finally:
             looking.cancel()
 

@@ -26,10 +26,17 @@ from streaming.errors import RosterAway
 
 logger = logging.getLogger(__name__)
 
-PROCESS: Final = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-"""This process, for the others: no other process has this name, not even one that is started in its place."""
-
 REDIS_TIMEOUT_S: Final = 3.0
+
+
+def process_name() -> str:
+    """This process, for the others: no other one has this name, be it forked from this one or started in its place."""
+    return _name_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _name_of(pid: int) -> str:
+    return f"{socket.gethostname()}-{pid}-{secrets.token_hex(3)}"
 
 
 class Roster(Protocol):

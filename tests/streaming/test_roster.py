@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -10,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from streaming.errors import RosterAway
-from streaming.roster import PROCESS, MemoryRoster, RedisRoster, Roster, keep
+from streaming.roster import MemoryRoster, RedisRoster, Roster, keep, process_name
 from tests.replication.corridor import until
 from tests.servers import ValkeyServer, free_port
 
@@ -126,10 +127,10 @@ async def test_a_kept_record_is_renewed_and_goes_when_its_keeper_ends(roster: Ro
         turns += 1
         return turns
 
-    task = asyncio.create_task(keep(roster, "process", PROCESS, value, every_s=0.02, lease_s=LONG_S))
+    task = asyncio.create_task(keep(roster, "process", process_name(), value, every_s=0.02, lease_s=LONG_S))
 
     async def third_turn() -> bool:
-        return bool((await roster.all("process")).get(PROCESS, 0) >= 3)
+        return bool((await roster.all("process")).get(process_name(), 0) >= 3)
 
     await until(third_turn, "the third value")
     task.cancel()
@@ -164,3 +165,9 @@ async def test_a_keeper_says_once_that_the_roster_is_away_and_goes_on_when_it_is
         with suppress(asyncio.CancelledError):
             await task
         await roster.close()
+
+
+def test_a_forked_process_has_a_name_of_its_own() -> None:
+    assert process_name() == process_name()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(process_name) != process_name()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ async def test_clients_lose_nothing_when_workers_are_stopped_and_killed(server: 
     assert (1012, True) in ends, "those of the stopped worker were told"
     assert (None, False) in ends, "those of the killed one were cut off"
     assert not listeners(server.port) & workers
+
+
+async def test_what_is_said_in_one_worker_is_heard_in_all_and_so_is_who_is_present(server: RealtimeServer) -> None:
+    wait_until(lambda: len(listeners(server.port)) == 2, "two workers")
+    async with AsyncExitStack() as stack:
+        # The kernel deals them out: that one worker gets all of so many does not happen.
+        clients = [await stack.enter_async_context(LegacyClient(server.ws_url)) for _ in range(CLIENTS)]
+        for number, client in enumerate(clients):
+            await client.send(_of_room("phx_join", {"config": {"presence": {"key": f"client {number}"}}}))
+            while (await client.receive())["event"] != "presence_state":
+                pass
+        await clients[0].send(_of_room("broadcast", {"type": "broadcast", "event": "e", "payload": {"n": 1}}))
+        await clients[0].send(_of_room("presence", {"type": "presence", "event": "track", "payload": {}}))
+        for client in clients[1:]:
+            heard = {message["event"]: message["payload"] for message in [await client.receive() for _ in range(2)]}
+            assert heard["broadcast"]["payload"] == {"n": 1}
+            assert list(heard["presence_diff"]["joins"]) == ["client 0"]
+
+
+def _of_room(event: str, payload: dict[str, Any]) -> dict[str, Any]:
+    return {"topic": "realtime:room", "event": event, "payload": payload, "ref": "1"}
 
 
 async def test_a_dead_replicator_and_a_dead_valkey_are_started_anew(server: RealtimeServer) -> None:
