@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import islice
 
 from replication import pgoutput
 from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
@@ -132,7 +131,7 @@ class Assembler:
         """
         row_oid, relation, changes, size = self._row_oid, self._row_relation, self._changes, self._size
         lsn, ordinal, number = self._lsn, self._ordinal, start
-        for frame in islice(frames, start, start + self._max_rows - len(changes)):
+        for frame in frames[start : start + self._max_rows - len(changes)]:
             # Behind the header of an XLogData: the kind, and the relation's OID.
             if frame[_OID] != row_oid or frame[0] != XLOG_DATA or frame[XLOG_DATA_HEADER] not in pgoutput.ROW_KINDS:
                 break

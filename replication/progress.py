@@ -8,6 +8,9 @@ from replication.lsn import BEGINNING
 STATUS_INTERVAL_S = 3.0
 """How often the server hears from us: well inside the ``wal_sender_timeout`` that the connection sets."""
 
+REPORT_PAUSE_S = 0.002
+"""A busy stream is not told more often than this how far it has been read."""
+
 _SHUTDOWN_QUESTIONS, _SHUTDOWN_WINDOW_S = 3, 1.0
 
 
@@ -24,7 +27,8 @@ class Progress:
         self._idle_wal_end = 0
         self._complete_end_lsn = 0
         self._flushed_lsn = 0
-        self._status_at = float("-inf")
+        self._status_at = self._report_at = float("-inf")
+        self._reported_lsn = 0
         self._reply_requested = False
         self._questions: list[float] = []
 
@@ -88,7 +92,21 @@ class Progress:
         self._status_at, self._reply_requested = now, False
         return StandbyStatusUpdate(max(self.received_lsn, flushed_lsn), flushed_lsn, flushed_lsn, sent_at, asks)
 
+    def report_due(self, now: float) -> bool:
+        """More has been received than the server knows, so before the next transaction it would send a keepalive.
+
+        It sends one whenever it has caught up with us and we, as far as it knows, have not: we would be woken for that,
+        and on a busy machine the transaction would wait until we have read it.
+        """
+        return self.received_lsn > self._reported_lsn and now - self._report_at >= REPORT_PAUSE_S
+
+    def report(self, flushed_lsn: int, now: float, sent_at: int) -> StandbyStatusUpdate:
+        """How far we have come, with no question; arguments as `status` takes them."""
+        self._report_at, self._reported_lsn = now, self.received_lsn
+        return StandbyStatusUpdate(max(self.received_lsn, flushed_lsn), flushed_lsn, flushed_lsn, sent_at)
+
     def reconnected(self) -> None:
         """A new stream begins: an old keepalive's question is void, and the server wants to hear from us soon."""
-        self._status_at, self._reply_requested = float("-inf"), False
+        self._status_at = self._report_at = float("-inf")
+        self._reported_lsn, self._reply_requested = 0, False
         self._questions.clear()

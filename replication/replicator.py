@@ -464,8 +464,10 @@ class Replicator:
                 if (ended_lsn := self._history.ended_lsn) is not None:
                     await self._publisher.committed(ended_lsn)
                     self._history.ended_lsn = None
-                if self._progress.status_due(time.monotonic()):
+                if self._progress.status_due(now := time.monotonic()):
                     await self._send_status(connection)
+                elif ended_lsn is not None and not more and self._progress.report_due(now):
+                    await connection.send(self._progress.report(self._history.flushed_lsn, now, _postgres_now()))
                 if self._progress.server_waits_for_us:
                     raise StreamEnded("the server is shutting down")
                 if more:
@@ -490,7 +492,12 @@ class Replicator:
             self.meter.progress_at = now
         while number < len(frames):
             chunk, ahead = None, number + SOME_ROWS
-            if ahead < len(frames) and xlog_kind(frames[ahead]) in ROW_KINDS:
+            # (Of one-row transactions every third frame is a row, but never two together.)
+            if (
+                ahead < len(frames)
+                and xlog_kind(frames[ahead]) in ROW_KINDS
+                and xlog_kind(frames[ahead - 1]) in ROW_KINDS
+            ):
                 number, chunk = assembler.feed_rows(frames, number)
             if chunk is None and number < len(frames):
                 chunk = self._read_one(frames[number], assembler, now)
@@ -607,8 +614,7 @@ class Replicator:
             self._history.recorded(record, now)
 
     async def _send_status(self, connection: ReplicationConnection) -> None:
-        sent_at = (datetime.now(UTC) - POSTGRES_EPOCH) // _MICROSECOND
-        await connection.send(self._progress.status(self._history.flushed_lsn, time.monotonic(), sent_at))
+        await connection.send(self._progress.status(self._history.flushed_lsn, time.monotonic(), _postgres_now()))
 
     def _say(self, level: int, what: str, error: Exception) -> None:
         # The same trouble is said once, however often it is met.
@@ -632,3 +638,8 @@ def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:
 
 
 _MICROSECOND = POSTGRES_EPOCH.resolution
+
+
+def _postgres_now() -> int:
+    """Microseconds on PostgreSQL's clock."""
+    return (datetime.now(UTC) - POSTGRES_EPOCH) // _MICROSECOND
