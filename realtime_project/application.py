@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from channels.layers import get_channel_layer
 from django.conf import settings
 
+from realtime_project import garbage
 from replication.configuration import Configuration
 from replication.publisher import Publisher
 from replication.replicator import Replicator, ReplicatorSettings
@@ -43,12 +43,6 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOT = "walcast"
 """The slot in the embedded database, unless SLOT_NAME says otherwise."""
-
-
-def tune() -> None:
-    """Let the garbage collector look less often: what the ring and the hub keep is many small values, and no cycles."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 10)
 
 
 def make_hub(dsn: str | None = None, **more: Any) -> Hub:
@@ -103,7 +97,7 @@ def make_application(hub: Hub) -> Any:
     from streaming.middleware import configured_verifier
     from streaming.routing import websocket_application
 
-    tune()
+    garbage.tune()
     rooms = make_rooms()
     short_way.install(
         idle_timeout_s=settings.IDLE_TIMEOUT_S or None,
@@ -203,7 +197,7 @@ def process_parts(
         kind = "realtime"
     observatory = make_observatory(kind)
     observatory.answer(intercom)
-    parts: list[Coroutine[Any, Any, None]] = [intercom.run(), observatory.run(configured_roster())]
+    parts: list[Coroutine[Any, Any, None]] = [intercom.run(), observatory.run(configured_roster()), garbage.tend()]
     if this_process.dashboard is not None:
         parts.append(this_process.dashboard.run())
     if this_process.rooms is not None:

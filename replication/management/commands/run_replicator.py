@@ -12,7 +12,8 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError
 
-from realtime_project.application import make_publisher, process_parts, replicator_settings, run_together, tune
+from realtime_project import garbage
+from realtime_project.application import make_publisher, process_parts, replicator_settings, run_together
 from realtime_project.tables import make_tables
 from replication.models import DjangoRecordStore
 from replication.publisher import LayerPublisher
@@ -54,7 +55,7 @@ class Command(BaseCommand):
                 "manage.py realtime"
             )
         make_tables()
-        tune()
+        garbage.tune()
         asyncio.run(_stream(create_publication=create_publication))
         self.stdout.write("stopped")
 
