@@ -206,7 +206,7 @@ def _target(options: argparse.Namespace, form: str) -> Iterator[Target]:
             ManagedProcess(
                 [sys.executable, "-m", "daphne", "-e", endpoint, "realtime_project.asgi:application"],
                 env,
-                lambda _: http_status(port) == 200,
+                lambda _: http_status(port, "/health/ready") == 200,
             )
         )
         with _telling_logs(replicator, daphne):
