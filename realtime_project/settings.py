@@ -213,8 +213,8 @@ WALCAST_HOME = Path(env.str("WALCAST_HOME", default="") or _project / ".walcast"
 
 _DB_NAMES = ("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD")
 DATABASE_IS_CONFIGURED = any(env.has(name) for name in _DB_NAMES)
-QUICK_START = sys.argv[1:2] == ["realtime"] and not DATABASE_IS_CONFIGURED and not IS_GUEST
-"""`manage.py realtime` brings its own database: what it holds is a demonstration."""
+QUICK_START = sys.argv[1:2] in (["realtime"], ["doctor"]) and not DATABASE_IS_CONFIGURED and not IS_GUEST
+"""`manage.py realtime` brings its own database: what it holds is a demonstration. The doctor looks at that as it is."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ssl = _read("DB_SSL", _one_of("true", "false", *_SSL_MODES), "true", f"true, false or one of {', '.join(_SSL_MODES)}")

@@ -72,6 +72,14 @@ def test_it_says_where_to_look_and_how_to_reach_its_database() -> None:
         assert stat.S_IMODE((server.home / "dsn").stat().st_mode) == 0o600
 
 
+def test_the_doctor_finds_it_well_without_any_settings() -> None:
+    with RealtimeServer() as server:
+        server.wait_for_log("replicator streaming")
+        with ManagedProcess([*_COMMAND[:2], "doctor", "--strict"], {"WALCAST_HOME": str(server.home)}) as doctor:
+            assert doctor.wait() == 0, doctor.log
+            assert "all is well" in doctor.log
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
     with RealtimeServer() as server, open_socket(server.ws_url) as client:
