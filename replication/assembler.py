@@ -14,7 +14,7 @@ from replication.facts import TableFacts
 from replication.lsn import LSN, Position
 from replication.record import OWN_TABLES
 
-_INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
+_INSERT, _UPDATE, _DELETE, _RELATION, _BEGIN, _COMMIT = b"IUDRBC"
 _OID = slice(XLOG_DATA_HEADER + 1, XLOG_DATA_HEADER + 5)
 _OVERHEAD = CHANGE_OVERHEAD - XLOG_DATA_HEADER
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
@@ -88,6 +88,20 @@ class Assembler:
             if self._size >= self._max_bytes or len(self._changes) >= self._max_rows:
                 return self.take()
             return None
+        if kind == _BEGIN:
+            begin = pgoutput.decode_begin(data)
+            if self._begin is not None:
+                raise ProtocolViolation("a transaction began inside another", LSN(start_lsn))
+            self._begin, self._lsn, self._ordinal = begin, 0, 0
+            return None
+        if kind == _COMMIT:
+            lsn, end_lsn = pgoutput.decode_commit(data)
+            if self._begin is None or lsn != self._begin.final_lsn:
+                raise ProtocolViolation("a commit came that belongs to no transaction", LSN(start_lsn))
+            chunk = self.take() or self._chunk([], 0)
+            chunk.is_last = True
+            self._begin, self.end_lsn = None, end_lsn
+            return chunk
         try:
             message = pgoutput.decode(data)
         except PgOutputError:
@@ -97,18 +111,6 @@ class Assembler:
                 self._relations.pop(int.from_bytes(data[1:5]), None)
             raise
         match message:
-            case pgoutput.Begin() as begin:
-                if self._begin is not None:
-                    raise ProtocolViolation("a transaction began inside another", LSN(start_lsn))
-                self._begin, self._lsn, self._ordinal = begin, 0, 0
-            case pgoutput.Commit() as commit:
-                if self._begin is None or commit.lsn != self._begin.final_lsn:
-                    raise ProtocolViolation("a commit came that belongs to no transaction", LSN(start_lsn))
-                chunk = self.take() or self._chunk([], 0)
-                chunk.is_last = True
-                self._begin = None
-                self.end_lsn = commit.end_lsn
-                return chunk
             case pgoutput.Relation() as relation:
                 self._row_oid = None
                 remembered = self._relations[relation.oid] = self._remember(relation)

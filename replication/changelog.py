@@ -13,6 +13,7 @@ from replication.errors import BelowFloor
 from replication.lsn import BEGINNING, Position
 
 _COMPACT_AT = 1024
+_NEAR = 8
 _relation = attrgetter("relation")
 
 
@@ -180,7 +181,14 @@ class Changelog:
     def _above(self, position: Position) -> Sequence[_Kept]:
         if position < self.floor:
             raise BelowFloor(position, self.floor)
-        return self._kept[bisect_right(self._kept, position, lo=self._head, key=_last) :]
+        # Mostly it is the newest that are asked for: they are found without a look at old ones.
+        kept, start = self._kept, len(self._kept)
+        near = max(self._head, start - _NEAR)
+        while start > near and kept[start - 1].last > position:
+            start -= 1
+        if start == near:
+            start = bisect_right(kept, position, lo=self._head, hi=near, key=_last)
+        return kept[start:]
 
     def _snapshot(self) -> Iterator[_Kept]:
         kept = self._kept

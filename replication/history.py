@@ -163,13 +163,16 @@ class History:
         if self.changelog.last <= record.published:
             return None
         chunks = list(self.changelog.since(record.published))
-        return Envelope(str(record.epoch), record.published, chunks[-1].last, chunks)
+        return Envelope(str(record.epoch), record.published, self.changelog.last, chunks)
 
     def published(self, envelope: Envelope) -> None:
         """Everything up to the end of the envelope has been published."""
         last = envelope.chunks[-1]
         # Not the record as it was: what was acknowledged may have been recorded meanwhile.
-        self.record = replace(self.known, published=envelope.last, xid=last.xid, committed_at=last.committed_at)
+        record = self.known
+        self.record = Record(
+            record.epoch, envelope.last, record.floor, last.xid, last.committed_at, record.acknowledged_lsn
+        )
 
     def evict(self, now: float) -> None:
         """Let go of what the ring need not keep."""

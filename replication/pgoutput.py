@@ -168,6 +168,25 @@ def decode(data: bytes) -> Message:
     return message
 
 
+def decode_begin(data: bytes) -> Begin:
+    """What `decode` makes of a Begin, without asking what it is."""
+    if len(data) != 1 + _BEGIN.size:
+        raise PgOutputError(data, f"is a Begin of {len(data)} bytes")
+    final_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
+    try:
+        return _new_tuple(Begin, (final_lsn, _time(microseconds), xid))
+    except OverflowError as error:
+        raise PgOutputError(data, f"cannot be read ({error})") from error
+
+
+def decode_commit(data: bytes) -> tuple[int, int]:
+    """The LSN of a Commit and that of its end: all but the time, which its Begin has told."""
+    if len(data) != 1 + _COMMIT.size:
+        raise PgOutputError(data, f"is a Commit of {len(data)} bytes")
+    _flags, lsn, end_lsn, _microseconds = _COMMIT.unpack_from(data, 1)
+    return lsn, end_lsn
+
+
 def _string(data: bytes, at: int) -> tuple[str, int]:
     end = data.index(b"\0", at) if b"\0" in data[at:] else -1
     if end < 0:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from replication.lsn import Position
 
@@ -13,7 +14,7 @@ OWN_TABLES = frozenset({"walcast_replication_record"})
 """The record may live in the very database that is streamed. It is never broadcast: each save would make another."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Epoch:
     """The history in which positions hold.
 
@@ -26,8 +27,12 @@ class Epoch:
     source: str
     """A short hash of the database and its publications."""
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return f"{self.system_id:x}-{self.timeline:x}-{self.generation:x}-{self.source}"
+
+    def __str__(self) -> str:
+        return self._text
 
     @property
     def order(self) -> tuple[int, int]:

@@ -154,6 +154,9 @@ class Meter:
         count = len(chunk.changes)
         self.changes += count
         self.transactions += chunk.is_last
+        if count == 1:
+            self.tables[chunk.changes[0].relation] += 1
+            return
         if not count:
             return
         # Most chunks are of one table, and then nothing is counted one by one.

@@ -413,10 +413,12 @@ class Hub:
         if not chunks:
             return
         self._replays.clear()
-        committed_at = chunks[-1].committed_at.timestamp()
-        self.arrivals.observe(self.clock.since(committed_at, time.time()))
+        arrived_at = time.time()
         if touched := self._matcher.match(chunks):
             self._send(touched)
+        committed_at = chunks[-1].committed_at.timestamp()
+        self.arrivals.observe(self.clock.since(committed_at, arrived_at))
+        if touched:
             self.latency.observe(self.clock.since(committed_at, time.time()))
         if self._matcher.waiting:
             for audience in self._matcher.waiting:

@@ -18,10 +18,11 @@ class TimedPublisher:
 
     async def publish(self, envelope: Envelope) -> None:
         """Hand the envelope on."""
+        now = time.time()
+        await self._publisher.publish(envelope)
         if envelope.chunks:
             committed_at = envelope.chunks[-1].committed_at.timestamp()
-            self.latency.observe(self.clock.since(committed_at, time.time()))
-        await self._publisher.publish(envelope)
+            self.latency.observe(self.clock.since(committed_at, now))
 
     async def committed(self, commit_lsn: int) -> None:
         """Hand it on."""
