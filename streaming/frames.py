@@ -8,6 +8,7 @@ Source: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from struct import Struct
 
 _SHORT, _LONG = Struct("!BBH"), Struct("!BBQ")
@@ -66,16 +67,11 @@ class Parcel:
     ``opcode`` says what they all are, `TEXT` or `BINARY`.
     """
 
-    __slots__ = ("_frames", "messages", "opcode", "size")
-
     def __init__(self, messages: Sequence[bytes], opcode: int = TEXT) -> None:
-        self.messages, self.opcode = messages, opcode
+        self.messages, self.opcode, self.count = messages, opcode, len(messages)
         self.size = sum(map(len, messages))
-        self._frames: bytes | None = None
 
-    @property
+    @cached_property
     def frames(self) -> bytes:
         """All messages as websocket frames, encoded at most once."""
-        if self._frames is None:
-            self._frames = message_frames(self.messages, self.opcode)
-        return self._frames
+        return message_frames(self.messages, self.opcode)

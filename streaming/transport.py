@@ -94,6 +94,7 @@ class DirectOutlet:
         "_allowance",
         "_ending",
         "_finish",
+        "_is_clear",
         "_limits",
         "_moved_at",
         "_offset",
@@ -112,6 +113,8 @@ class DirectOutlet:
         self._offset = 0
         self._ending: tuple[int, str] | None = None
         self._finish: Callable[[], None] | None = None
+        self._is_clear = True
+        """Nothing waits, and nothing ends."""
         self._moved_at = 0.0
         self._allowance = 0
         self.queued_bytes = self.sent_bytes = self.sent_messages = 0
@@ -120,14 +123,21 @@ class DirectOutlet:
         way.on_close = self._close_behind
 
     def write(self, parcel: Parcel, *, bounded: bool = True) -> None:  # see Outlet
-        if self._ending is None and self._finish is None:
-            if not bounded:
-                self._allowance = parcel.size + (self._allowance if self._queue else 0)
-            elif not self._queue:
+        # Kept short where nothing waits: it is done for each of thousands of sockets.
+        if not self._is_clear and (self._ending is not None or self._finish is not None):
+            return
+        self.sent_messages += parcel.count
+        self.sent_bytes += parcel.size
+        frames = parcel.frames
+        if self._is_clear and bounded:
+            sent = self._way.send_now(frames)
+            if sent != len(frames):
                 self._allowance = 0
-            self.sent_messages += len(parcel.messages)
-            self.sent_bytes += parcel.size
-            self._put(parcel.frames)
+                self._begin_to_wait(frames, sent)
+            return
+        if not bounded:
+            self._allowance = parcel.size + (self._allowance if self._queue else 0)
+        self._put(frames)
 
     def urgent(self, parcel: Parcel) -> None:  # see Outlet
         if self._ending is not None or self._finish is not None:
@@ -157,7 +167,7 @@ class DirectOutlet:
 
     def close(self, code: int, reason: str) -> None:  # see Outlet
         if self._ending is None and self._finish is None:
-            self._ending = code, reason
+            self._ending, self._is_clear = (code, reason), False
             if not self._queue:
                 self._way.close_with(code, reason)
 
@@ -173,20 +183,22 @@ class DirectOutlet:
             self._too_slow("wait")
 
     def _put(self, frames: bytes) -> None:
-        size = len(frames)
         if not self._queue:
             sent = self._way.send_now(frames)
-            if sent == size:
-                return
-            self._queue.append(frames)
-            self._offset = sent
-            self.queued_bytes = size - sent
-            self._feed()
+            if sent != len(frames):
+                self._begin_to_wait(frames, sent)
             return
         self._queue.append(frames)
-        self.queued_bytes += size
+        self.queued_bytes += len(frames)
         if self.queued_bytes > self._limits.max_bytes + self._allowance:
             self._too_slow("bytes")
+
+    def _begin_to_wait(self, frames: bytes, sent: int) -> None:
+        self._is_clear = False
+        self._queue.append(frames)
+        self._offset = sent
+        self.queued_bytes = len(frames) - sent
+        self._feed()
 
     def _feed(self) -> None:
         # The socket takes no more now. A piece in the transport's buffer makes it tell us when it does again.
@@ -218,6 +230,8 @@ class DirectOutlet:
             self._finish()
         elif self._ending is not None:
             self._way.close_with(*self._ending)
+        else:
+            self._is_clear = True
 
     def _too_slow(self, bound: str) -> None:
         logger.warning("slow reader closed", extra={"queued_bytes": self.queued_bytes, "bound": bound})
