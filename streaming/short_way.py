@@ -57,8 +57,6 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     on_drained: Callable[[], None] | None = None
     on_control: Callable[[bytes], bool] | None = None
     on_close: Callable[[Callable[[], None]], bool] | None = None
-    _send: Callable[[bytes | memoryview], int] | None = None
-    """The plain socket's own, as long as we may send on it."""
     _is_ending = _drops_then = False
     _upgrade: object = None
     _denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
@@ -69,18 +67,18 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     # The way out
 
     def send_now(self, frames: bytes | memoryview) -> int:  # see ShortWay
-        transport, send = self.transport, self._send
-        if send is None:
-            # Nobody reads any more, or it is no plain TCP connection.
-            return 0 if self.state == self.STATE_OPEN and transport.connected else len(frames)
-        if transport.dataBuffer or transport._tempDataBuffer:
+        transport = self.transport
+        if self.state != self.STATE_OPEN or not transport.connected:
+            return len(frames)  # nobody reads any more
+        if not isinstance(transport, Connection) or transport.dataBuffer or transport._tempDataBuffer:
             return 0
         try:
-            return send(frames)
+            sent: int = transport.socket.send(frames)
         except BlockingIOError:
             return 0
         except OSError:
             return 0  # Twisted meets the same error when it writes, and ends the connection in good order
+        return sent
 
     def send_later(self, piece: bytes) -> None:  # see ShortWay
         self.transport.write(piece)
@@ -133,11 +131,10 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         if ask is not None and ask(partial(self._finish, code, reasonUtf8, isReply)):
             self._is_ending = True
         else:
-            self._send = None
             super().sendCloseFrame(code, reasonUtf8, isReply)
 
     def _finish(self, code: int | None, reason: bytes | None, is_reply: bool) -> None:
-        self._is_ending, self._send = False, None
+        self._is_ending = False
         super().sendCloseFrame(code, reason, is_reply)
         if self._drops_then:
             self.dropConnection(abort=False)
@@ -147,7 +144,6 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
         if self._is_ending and not abort:
             self._drops_then = True
         else:
-            self._send = None
             super().dropConnection(abort)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -195,13 +191,11 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
             for request in upgrade.requests:
                 request.channel = None
             upgrade.requests.clear()
-        if isinstance(self.transport, Connection):
-            self._send = self.transport.socket.send
         super().onOpen()
 
     def connectionLost(self, reason: Any = None) -> None:
         """Twisted: the connection has ended."""
-        self.on_drained = self.on_control = self.on_close = self._send = None
+        self.on_drained = self.on_control = self.on_close = None
         super().connectionLost(reason)
         # Without these circles a connection is freed when it has ended; else it would wait for the garbage collector.
         self.is_closed = self.is_open = self._transport_details = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from replication.copy_both import PrimaryKeepalive
-from replication.progress import STATUS_INTERVAL_S, Progress
+from replication.progress import REPORT_PAUSE_S, STATUS_INTERVAL_S, Progress
 
 
 def _keepalive(wal_end: int, *, asks: bool = False) -> PrimaryKeepalive:
@@ -128,6 +128,27 @@ def test_an_answer_asks_nothing_back(permanent: Progress) -> None:
 
 def test_what_may_go_counts_as_received(permanent: Progress) -> None:
     assert permanent.status(400, 10.0, 0).written_lsn == 400
+
+
+def test_the_server_hears_how_far_we_are_once_and_on_a_busy_stream_not_too_often(permanent: Progress) -> None:
+    permanent.received(500)
+    assert permanent.report_due(10.0)
+    report = permanent.report(400, 10.0, sent_at=123)
+    assert (report.written_lsn, report.flushed_lsn, report.applied_lsn, report.sent_at) == (500, 400, 400, 123)
+    assert not report.reply_requested
+    assert not permanent.report_due(20.0), "it knows that"
+    permanent.received(600)
+    assert not permanent.report_due(10.0 + REPORT_PAUSE_S / 2)
+    assert permanent.report_due(10.0 + REPORT_PAUSE_S)
+    permanent.report(400, 10.1, 0)
+    permanent.reconnected()
+    assert permanent.report_due(10.1), "another walsender knows nothing"
+
+
+def test_a_report_is_no_status(permanent: Progress) -> None:
+    permanent.received(500)
+    permanent.report(400, 10.0, 0)
+    assert permanent.status_due(10.0)
 
 
 # A server that shuts down

@@ -17,7 +17,7 @@ from django.db import OperationalError
 
 from replication import progress, replicator
 from replication.changes import Envelope
-from replication.lsn import BEGINNING, Position
+from replication.lsn import BEGINNING, LSN, Position
 from replication.record import Record
 from replication.replicator import Replicator, ReplicatorSettings
 from tests.replication.corridor import (
@@ -589,6 +589,24 @@ class Blocked(Recorder):
         self.asked.set()
         await self.open.wait()
         await super().publish(envelope)
+
+
+async def test_the_server_knows_at_once_that_a_transaction_was_read(
+    permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "STATUS_INTERVAL_S", 3600.0)
+    read = "SELECT write_lsn >= %s::pg_lsn FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid"
+    async with streaming(permanent18, recorder, store):
+        for number in range(1, 4):
+            await execute(permanent18.dsn, f"INSERT INTO t VALUES ({number}, 'a')")
+            await recorder.has(number)
+            lsn = str(LSN(recorder.chunks[-1].commit_lsn))
+
+            async def is_known(lsn: str = lsn) -> bool:
+                return bool(await value(permanent18.dsn, f"{read} WHERE slot_name = %s", lsn, permanent18.slot_name))
+
+            await until(is_known, "its word that it was read")
+        assert await confirmed_lsn(permanent18.dsn, str(permanent18.slot_name)) <= recorder.chunks[0].commit_lsn
 
 
 async def test_what_is_not_published_is_not_acknowledged_though_the_server_hears_from_us(
