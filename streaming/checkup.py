@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 from replication.findings import Finding, Level
 from streaming.errors import RosterAway
 from streaming.health import REASONS, REPLICATORS, REPORT_S, active_replicator, judge
-from streaming.roster import REDIS_TIMEOUT_S, Roster
+from streaming.redis_roster import REDIS_TIMEOUT_S
+from streaming.roster import Roster
 
 LAYER_TIMEOUT_S: Final = 5.0
 

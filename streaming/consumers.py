@@ -76,6 +76,8 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     heartbeat_at: float | None = None
     """Both in seconds since 1970."""
     _sweep: asyncio.TimerHandle | None = None
+    _checks: set[asyncio.Task[None]] | None = None
+    """What is under way; most never have any."""
 
     def __init__(
         self,
@@ -99,7 +101,6 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         self._hub, self._limits, self._verifier = hub, limits, verifier
         self._max_topics, self._max_topic_length, self._end_expired = max_topics, max_topic_length, end_expired
         self._closed = False
-        self._checks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_is_for: float | None = None
 
@@ -193,6 +194,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             self.perform(self.session.tell_changes(check.topic, check.join_ref, verdict.problem))
         else:
             task = asyncio.get_running_loop().create_task(self._check_later(check, catalogue), name="bindings checked")
+            self._checks = self._checks if self._checks is not None else set()
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
 
@@ -286,7 +288,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         self._set_sweep()
 
     def _end(self) -> None:
-        for task in self._checks:
+        for task in self._checks or ():
             task.cancel()
         self._closed = True
         self._hub.drop(self.outlet)

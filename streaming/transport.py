@@ -83,6 +83,8 @@ _PIECE_BYTES = 64 << 10
 
 _MOST_URGENT = 100
 
+_NOTHING: deque[bytes] = deque()
+
 _LAST_WORDS_S = 5.0
 """How long a reader may take for what is half out and stands before its close frame."""
 
@@ -108,8 +110,8 @@ class DirectOutlet:
 
     def __init__(self, way: ShortWay, limits: OutletLimits) -> None:
         self._way, self._limits = way, limits
-        self._queue: deque[bytes] = deque()
-        self._urgent: deque[bytes] = deque()
+        # Made where something waits: an empty deque takes more memory than all else here.
+        self._queue = self._urgent = _NOTHING
         self._offset = 0
         self._ending: tuple[int, str] | None = None
         self._finish: Callable[[], None] | None = None
@@ -195,7 +197,7 @@ class DirectOutlet:
 
     def _begin_to_wait(self, frames: bytes, sent: int) -> None:
         self._is_clear = False
-        self._queue.append(frames)
+        self._queue, self._urgent = deque([frames]), deque()
         self._offset = sent
         self.queued_bytes = len(frames) - sent
         self._feed()
@@ -226,6 +228,7 @@ class DirectOutlet:
                 queue.extendleft(reversed(self._urgent))
                 self.queued_bytes += sum(map(len, self._urgent))
                 self._urgent.clear()
+        self._queue = self._urgent = _NOTHING
         if self._finish is not None:
             self._finish()
         elif self._ending is not None:

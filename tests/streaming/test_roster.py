@@ -11,7 +11,8 @@ from contextlib import suppress
 import pytest
 
 from streaming.errors import RosterAway
-from streaming.roster import MemoryRoster, RedisRoster, Roster, keep, process_name
+from streaming.redis_roster import RedisRoster
+from streaming.roster import MemoryRoster, Roster, keep, process_name
 from tests.replication.corridor import until
 from tests.servers import ValkeyServer, free_port
 
