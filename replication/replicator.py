@@ -162,6 +162,8 @@ class Replicator:
                     self._say(level, "not streaming", error)
                     if isinstance(error, PublicationMissing) and self.streaming.is_set():
                         self._undecodable += 1
+                else:
+                    continue
                 self.streaming.clear()
                 if self._moved_on:
                     self._moved_on, delay_s = False, BACKOFF_S[0]
@@ -264,6 +266,7 @@ class Replicator:
         return self._history.shorten(max_wal_bytes)
 
     async def _connect_and_follow(self) -> None:
+        """Follow until something goes wrong; it returns if it has to look again, at once."""
         settings = self.settings
         dsn = await with_address(settings.dsn, settings.ip_version)
         try:
@@ -300,6 +303,11 @@ class Replicator:
                 assembler = Assembler(type_names, hidden=settings.hidden_tables)
                 await self._enter_history(identity, assembler, slot_lsn, slot_is_new=is_new)
                 await connection.start(slot_name, self._history.resume_lsn, settings.publications)
+                # It is ours from here on. If its reader until now has moved it since we looked, the stream may begin
+                # behind what we expect to meet, and that is no other history.
+                if not is_new and await _stands_at(catalogue, slot_name) != slot_lsn:
+                    logger.info("the slot was moved meanwhile", extra={"slot": slot_name})
+                    return
                 self._slot_name = slot_name
                 self.meter.streams(time.monotonic())
                 self._say_streaming(slot_name, is_new)
@@ -629,6 +637,11 @@ class Replicator:
         logger.info("streaming", extra=facts)
         if temporary and is_new:
             logger.info("the slot is temporary: what is committed while nobody reads is lost; set SLOT_NAME to keep it")
+
+
+async def _stands_at(catalogue: Catalogue, slot_name: str) -> int:
+    slot = await slots.slot_status(catalogue, slot_name)
+    return (slot.confirmed_flush_lsn if slot is not None else None) or 0
 
 
 def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:
