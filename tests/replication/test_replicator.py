@@ -822,6 +822,45 @@ async def test_a_standby_that_takes_over_does_not_claim_to_have_what_left_before
         assert second_recorder.envelopes[0].prev == recorder.envelopes[-1].last
 
 
+class Moved(MemoryStore):
+    """While its record is read, whoever had the slot until now acknowledges what it has published, and goes."""
+
+    def __init__(self, earlier: MemoryStore, settings: ReplicatorSettings) -> None:
+        super().__init__()
+        self.saved = earlier.saved
+        self._settings = settings
+        self.lsn = 0
+
+    async def load(self, name: str) -> Record | None:
+        record = await super().load(name)
+        if not self.lsn and record is not None:
+            self.lsn = int(LSN.parse(await value(self._settings.dsn, "SELECT pg_current_wal_lsn()::text")))
+            await self.save(name, replace(record, acknowledged_lsn=self.lsn))
+            move = "SELECT pg_replication_slot_advance(%s, %s::pg_lsn)"
+            await value(self._settings.dsn, move, self._settings.slot_name, str(LSN(self.lsn)))
+        return record
+
+
+async def test_a_slot_that_is_moved_between_the_look_and_the_start_is_no_new_history(
+    permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    dsn, second_recorder = permanent18.dsn, Recorder()
+    async with streaming(permanent18, recorder, store) as first:
+        await execute(dsn, "INSERT INTO t VALUES (1, 'a')")
+        await recorder.has(1)
+    assert store.saved[-1].published == recorder.envelopes[-1].last
+    moved = Moved(store, permanent18)
+    async with streaming(permanent18, second_recorder, moved) as second:
+        assert await confirmed_lsn(dsn, str(permanent18.slot_name)) >= moved.lsn > recorder.chunks[-1].commit_lsn
+        await execute(dsn, "INSERT INTO t VALUES (2, 'b')")
+        await second_recorder.has(1)
+        assert second.epoch == first.epoch
+    assert second_recorder.ids == [2]
+    assert second_recorder.envelopes[0].prev == recorder.envelopes[-1].last
+    assert "the slot was moved meanwhile" in caplog.text
+
+
 async def test_a_standby_that_is_stopped_leaves_the_record_alone(
     permanent18: ReplicatorSettings, recorder: Recorder, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
