@@ -14,7 +14,7 @@ import redis
 
 from tests.faults.fragile_replicator import SLOT_MADE, STAGES
 from tests.faults.ordeal import Corridor, Fault
-from tests.faults.writers import NUMBERS, TABLE
+from tests.faults.writers import NUMBERS, ORDEAL, TABLE
 from tests.system.corridor import replicator
 from tests.system.server import ManagedProcess
 
@@ -217,7 +217,7 @@ def large_transaction(rows: int) -> Fault:
     """One transaction of so many rows, while others commit."""
 
     async def fault(corridor: Corridor) -> None:
-        first = WRITER_OF_LARGE_ONES * NUMBERS + corridor.numbers - 10_000_000
+        first = WRITER_OF_LARGE_ONES * NUMBERS + corridor.numbers - ORDEAL
         await corridor.execute(
             f"insert into {TABLE}(id, writer) select n, {WRITER_OF_LARGE_ONES} "
             f"from generate_series({first}::bigint, {first + rows - 1}::bigint) n"

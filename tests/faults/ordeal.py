@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.listeners import Listener
-from tests.faults.writers import CREATE, NUMBERS, TABLE, Writer
+from tests.faults.writers import CREATE, NUMBERS, ORDEAL, TABLE, Writer
 from tests.model.checker import Gap, Verdict, judge
 from tests.servers import PostgresCluster, ValkeyServer
 from tests.system.corridor import DaphneProcess, execute
@@ -181,7 +181,7 @@ async def go_through(
     twin = Listener(corridor.urls, resumes=True, forgets=FORGETS, seed=seed * 100 + 99)
     corridor.listeners = everybody = [*listeners, twin]
     writers = [Writer(corridor.dsn, number + 1, seed=seed, first=corridor.numbers) for number in range(WRITERS)]
-    corridor.numbers += 10_000_000
+    corridor.numbers += ORDEAL
     async with _listening(everybody):
         for writer in writers:
             writer.start()

@@ -13,8 +13,10 @@ TABLE = "items"
 CREATE = f"create table {TABLE}(id bigint primary key, writer int not null, note text)"
 
 _PATIENCE_S = 0.05
-NUMBERS = 10**9
+NUMBERS = 10**15
 """How many rows a writer may have: its rows are numbered from ``writer * NUMBERS``."""
+ORDEAL = 10**7
+"""How many of them in one ordeal."""
 
 
 class Writer:
