@@ -63,7 +63,7 @@ class Writer:
                 ids = list(range(self._next, self._next + self._dice.choice([1, 1, 2, 5])))
                 in_doubt = ids
                 connection.execute(
-                    f"insert into {TABLE}(id, writer, note) select n, %s, repeat('x', n::int %% 50) "
+                    f"insert into {TABLE}(id, writer, note) select n, %s, repeat('x', (n %% 50)::int) "
                     f"from generate_series(%s::bigint, %s::bigint) n",
                     [self._writer, ids[0], ids[-1]],
                 )
