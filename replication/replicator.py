@@ -8,8 +8,8 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
@@ -275,7 +275,7 @@ class Replicator:
             )
         except psycopg.OperationalError as error:
             raise ConnectionFailed(str(error).strip()) from error
-        async with catalogue:
+        async with _closing(catalogue):
             ready = await preflight(
                 catalogue,
                 publications=settings.publications,
@@ -637,6 +637,15 @@ class Replicator:
         logger.info("streaming", extra=facts)
         if temporary and is_new:
             logger.info("the slot is temporary: what is committed while nobody reads is lost; set SLOT_NAME to keep it")
+
+
+@asynccontextmanager
+async def _closing(catalogue: Catalogue) -> AsyncIterator[None]:
+    # psycopg's own context manager rolls back first, and a task that is cancelled there leaves the connection open.
+    try:
+        yield
+    finally:
+        await catalogue.close()
 
 
 async def _stands_at(catalogue: Catalogue, slot_name: str) -> int:
