@@ -197,6 +197,8 @@ async def go_through(
     committed = await _committed(corridor, writers)
     undone = {number for writer in writers for number in writer.committed} - set(committed)
     report.written, report.undone = len(committed), len(undone)
+    # A transaction may have been heard of, and have died with a server before its writer was answered.
+    undone |= {number for writer in writers for number in writer.doubted} - set(committed)
     for listener in everybody:
         verdict = _judge_each_writer(listener, committed, undone)
         if listener is twin:

@@ -29,6 +29,8 @@ class Writer:
         self.first = self._next
         self.committed: list[int] = []
         """The ids in commit order."""
+        self.doubted: list[int] = []
+        """Those of which nobody knows whether they were ever committed: they are not there, and not written again."""
         self.committed_at: dict[int, float] = {}
         self.failures = 0
         self._ending = threading.Event()
@@ -57,6 +59,9 @@ class Writer:
                     found = connection.execute(f"select 1 from {TABLE} where id = %s", [in_doubt[0]]).fetchone()
                     if found:
                         self._note(in_doubt)
+                    else:
+                        self.doubted += in_doubt
+                        self._next = in_doubt[-1] + 1
                     in_doubt = []
                 if self._ending.is_set():
                     break
