@@ -172,9 +172,8 @@ def decode_begin(data: bytes) -> Begin:
     """What `decode` makes of a Begin, without asking what it is."""
     if len(data) != 1 + _BEGIN.size:
         raise PgOutputError(data, f"is a Begin of {len(data)} bytes")
-    final_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
     try:
-        return _new_tuple(Begin, (final_lsn, _time(microseconds), xid))
+        return _begin(data)[0]
     except OverflowError as error:
         raise PgOutputError(data, f"cannot be read ({error})") from error
 
@@ -198,7 +197,7 @@ def _time(microseconds: int) -> datetime:
     return POSTGRES_EPOCH + timedelta(microseconds=microseconds)
 
 
-def _begin(data: bytes) -> tuple[Message, int]:
+def _begin(data: bytes) -> tuple[Begin, int]:
     final_lsn, microseconds, xid = _BEGIN.unpack_from(data, 1)
     return Begin(final_lsn, _time(microseconds), xid), 21
 
