@@ -14,8 +14,9 @@ from django.conf import settings
 
 from realtime_project import garbage
 from replication.configuration import Configuration
+from replication.options import ReplicatorSettings
 from replication.publisher import Publisher
-from replication.replicator import Replicator, ReplicatorSettings
+from replication.replicator import Replicator
 from streaming import problems
 from streaming.admission import WhenReady
 from streaming.catalogue import Catalogue

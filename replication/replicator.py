@@ -10,9 +10,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import psycopg
 
@@ -30,19 +29,19 @@ from replication.errors import (
     ReplicationError,
     ServerNotReady,
     SlotIsActive,
-    SlotReplacedTooOften,
     StreamEnded,
     UnknownRelation,
-    UnsupportedServer,
 )
 from replication.guardian import Guardian
 from replication.history import History
 from replication.lsn import LSN, Position
+from replication.options import ReplicatorSettings
 from replication.pgoutput import POSTGRES_EPOCH, ROW_KINDS
-from replication.preflight import Preflight, preflight
+from replication.preflight import preflight
 from replication.progress import Progress
 from replication.publisher import Publisher, stop_if_cancelled
 from replication.record import Identity, Record, source_hash
+from replication.slot_keeper import Catalogue, ReadySlot, SlotKeeper
 from replication.status import MOST_TABLES, BudgetStatus, Meter, ReplicatorStatus, RingStatus
 
 logger = logging.getLogger(__name__)
@@ -56,48 +55,8 @@ GUARD_TURNS = 5
 """How many ticks lie between two looks at the slot's lag."""
 LEARN_TURNS = 5
 """How many lie between two looks at what the catalogue says of the tables."""
-UNDECODABLE_TRIES = 3
 SOME_ROWS = 8
 """Where the stream has a row so many frames ahead, it is worth looking for a run of them."""
-REPLACEMENTS, REPLACEMENT_WINDOW_S = 3, 3600.0
-
-Catalogue: TypeAlias = psycopg.AsyncConnection[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicatorSettings:
-    """What a replicator needs to know. ``slot_name`` `None` means a temporary slot."""
-
-    dsn: str
-    publications: Sequence[str]
-    slot_name: str | None
-    ip_version: str | None = None
-    """``ipv4`` or ``ipv6``: which addresses of the host are used; `None` leaves it to the system."""
-    create_publication: bool = False
-    time_zone: str = "UTC"
-    hidden_tables: frozenset[tuple[str, str]] = frozenset()
-    ring_bytes: int = 64 << 20
-    ring_age_s: float = 120.0
-    ring_wal_bytes: int = 256 << 20
-    """So much WAL may the server have to keep for the ring; half of ``max_lag_bytes`` if that is less."""
-    exclusive: bool = False
-    """With a temporary slot: wait while another replicator reads the same publications for the same hubs."""
-    max_lag_bytes: int = 0
-    """Over this the slot is made anew; 0 means never."""
-    slot_failover: bool = False
-    """Let standbys keep a copy of the slot (PostgreSQL 17)."""
-    heartbeat_s: float = 0.0
-    """How often a word is put into the WAL, so that there is always news; 0 means never."""
-
-    @property
-    def ring_max_wal_bytes(self) -> int:
-        """The bound of the ring in WAL."""
-        return min(self.ring_wal_bytes, self.max_lag_bytes // 2 or self.ring_wal_bytes)
-
-    @property
-    def record_name(self) -> str:
-        """What the record of this replicator is kept under."""
-        return self.slot_name or f"temporary:{','.join(self.publications)}"
 
 
 class RecordStore(Protocol):
@@ -131,17 +90,15 @@ class Replicator:
         self._slot_name = settings.slot_name
         self._server_version: str | None = None
         self._history = History(self.changelog, permanent=settings.slot_name is not None)
+        self._keeper = SlotKeeper(settings, self._published_lsn)
         self._told_epoch = ""
         self._beat_at = float("-inf")
         self._unlearned: list[Relation] = []
         """Of the ring, what the catalogue has not yet been asked about; nothing is published before."""
         self._said: str | None = None
-        self._replaced_at: list[float] = []
         self._moved_on = False
         """Something was published since the last connection: the next one need not wait long."""
         self._waiting_since: float | None = None
-        self._undecodable = 0
-        """How often in a row the server could not decode a change, although preflight found the publications."""
 
     async def run(self) -> None:
         """Stream until cancelled; whatever PostgreSQL does, it reconnects with backoff. Saves the record at the end."""
@@ -161,7 +118,7 @@ class Replicator:
                     level = logging.ERROR if isinstance(error, ServerNotReady) else logging.WARNING
                     self._say(level, "not streaming", error)
                     if isinstance(error, PublicationMissing) and self.streaming.is_set():
-                        self._undecodable += 1
+                        self._keeper.undecodable()
                 else:
                     continue
                 self.streaming.clear()
@@ -236,7 +193,7 @@ class Replicator:
             unreadable=meter.unreadable,
             changes_by_table=meter.by_table(),
             connections=meter.connections,
-            slots_replaced=meter.slots_replaced,
+            slots_replaced=self._keeper.replaced,
             error=meter.trouble,
             budgets=[
                 BudgetStatus(
@@ -292,7 +249,7 @@ class Replicator:
             )
             async with connection:
                 system = await connection.identify_system()
-                slot_name, slot_lsn, is_new = await self._ensure_slot(catalogue, connection, ready)
+                slot = await self._keeper.ensure(catalogue, connection, ready)
                 identity = Identity(
                     system.system_id,
                     system.timeline,
@@ -301,91 +258,17 @@ class Replicator:
                     await connection.timeline_history(system.timeline),
                 )
                 assembler = Assembler(type_names, hidden=settings.hidden_tables)
-                await self._enter_history(identity, assembler, slot_lsn, slot_is_new=is_new)
-                await connection.start(slot_name, self._history.resume_lsn, settings.publications)
+                await self._enter_history(identity, assembler, slot.lsn, slot_is_new=slot.is_new)
+                await connection.start(slot.name, self._history.resume_lsn, settings.publications)
                 # It is ours from here on. If its reader until now has moved it since we looked, the stream may begin
                 # behind what we expect to meet, and that is no other history.
-                if not is_new and await _stands_at(catalogue, slot_name) != slot_lsn:
-                    logger.info("the slot was moved meanwhile", extra={"slot": slot_name})
+                if await self._keeper.was_moved(catalogue, slot):
+                    logger.info("the slot was moved meanwhile", extra={"slot": slot.name})
                     return
-                self._slot_name = slot_name
+                self._slot_name = slot.name
                 self.meter.streams(time.monotonic())
-                self._say_streaming(slot_name, is_new)
+                self._say_streaming(slot)
                 await self._follow(catalogue, connection, assembler)
-
-    async def _ensure_slot(
-        self,
-        catalogue: Catalogue,
-        connection: ReplicationConnection,
-        ready: Preflight,
-    ) -> tuple[str, int, bool]:
-        if self.settings.slot_name is None:
-            await self._be_the_only_one(catalogue)
-            name = f"walcast_{secrets.token_hex(6)}"
-            return name, await connection.create_temporary_slot(name), True
-        if self.settings.slot_failover and ready.facts.version_num < slots.HAS_FAILOVER_SLOTS:
-            raise UnsupportedServer(
-                ready.facts.version_num,
-                "cannot keep a slot through a failover, and SLOT_FAILOVER asks for it",
-                "use 17 or newer, or set SLOT_FAILOVER=false",
-            )
-        name, slot = self.settings.slot_name, ready.slot
-        if slot is not None and (reason := await self._useless_because(catalogue, slot)):
-            await self._give_up_slot(catalogue, name, reason)
-            slot = None
-        if slot is None:
-            lsn = await slots.create_slot(catalogue, name, failover=self.settings.slot_failover)
-            logger.info("slot created", extra={"slot": name, "lsn": LSN(lsn)})
-            return name, lsn, True
-        if self.settings.slot_failover and slot.failover is False and not slot.active:
-            await connection.let_fail_over(name)
-            logger.info("slot altered: standbys may keep a copy", extra={"slot": name})
-        return name, slot.confirmed_flush_lsn or 0, False
-
-    async def _be_the_only_one(self, catalogue: Catalogue) -> None:
-        # A permanent slot admits one reader; temporary ones have random names, so a lock named after the publications
-        # does the same. It goes with the connection.
-        if not self.settings.exclusive:
-            return
-        cursor = await catalogue.execute(
-            "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", ["walcast", self.settings.record_name]
-        )
-        if await cursor.fetchone() != (True,):
-            raise SlotIsActive(self.settings.record_name)
-
-    async def _useless_because(self, catalogue: Catalogue, slot: slots.SlotStatus) -> str | None:
-        """Why an existing slot is to be made anew; `None` if it is to be read."""
-        if slot.active:
-            return None  # whoever reads it is in charge
-        if slot.lost_because is not None:
-            return slot.lost_because
-        if self._undecodable >= UNDECODABLE_TRIES:
-            # PostgreSQL reads the publications as they were when the change was made, and then ours was not there: one
-            # that was dropped and made again leaves changes that no session can ever decode.
-            return "the publication was missing when changes were made that are still to be read"
-        return await self._lag_reason(catalogue, slot.confirmed_flush_lsn or 0)
-
-    async def _lag_reason(self, catalogue: Catalogue, known_lsn: int) -> str | None:
-        limit = self.settings.max_lag_bytes
-        if not limit:
-            return None
-        # What the ring holds back does not count: the limit is for what is not yet published.
-        record = self._record or await self._load_record()
-        recorded = record.published.commit_lsn if record else 0
-        published = max(recorded, known_lsn, self._progress.received_lsn)
-        lag_bytes = await slots.wal_position(catalogue) - published
-        return f"lag of {lag_bytes} bytes is over MAX_REPLICATION_LAG_MB" if lag_bytes > limit else None
-
-    async def _give_up_slot(self, catalogue: Catalogue, name: str, reason: str) -> None:
-        now = time.monotonic()
-        self._replaced_at = [at for at in self._replaced_at if now - at < REPLACEMENT_WINDOW_S]
-        if len(self._replaced_at) >= REPLACEMENTS:
-            raise SlotReplacedTooOften(name, reason, REPLACEMENTS)
-        self._replaced_at.append(now)
-        self._undecodable = 0
-        self.meter.slots_replaced += 1
-        logger.error("slot dropped and made anew: changes are missing", extra={"slot": name, "reason": reason})
-        await slots.drop_slot(catalogue, name)
 
     async def _enter_history(
         self, identity: Identity, assembler: Assembler, slot_lsn: int, *, slot_is_new: bool
@@ -402,6 +285,10 @@ class Replicator:
             # A new slot with an old record, after a crash in between, would be a silent hole.
             await self._store_record(entry.record)
         history.begin(entry, assembler, slot_lsn=slot_lsn)
+
+    async def _published_lsn(self) -> int:
+        record = self._record or await self._load_record()
+        return max(record.published.commit_lsn if record else 0, self._progress.received_lsn)
 
     async def _load_record(self) -> Record | None:
         try:
@@ -566,7 +453,8 @@ class Replicator:
             await self._tick()  # the hubs learn what an epoch descends from before they hear anything of it
         await self._publisher.publish(envelope)
         self._history.published(envelope)
-        self._moved_on, self._undecodable = True, 0
+        self._moved_on = True
+        self._keeper.decoded()
         logger.debug("published", extra={"chunks": len(envelope.chunks), "position": envelope.last})
 
     async def _tick(self) -> None:
@@ -576,7 +464,7 @@ class Replicator:
 
     async def _do_chores(self, catalogue: Catalogue, connection: ReplicationConnection) -> None:
         for turn in itertools.count(1):
-            if turn % GUARD_TURNS == 0 and (reason := await self._lag_reason(catalogue, 0)):
+            if turn % GUARD_TURNS == 0 and (reason := await self._keeper.lag_reason(catalogue)):
                 raise StreamEnded(reason)
             if turn % LEARN_TURNS == 0 and self._history.assembler is not None:
                 await self._learn_again(catalogue, self._history.assembler)
@@ -630,12 +518,11 @@ class Replicator:
             self._said = text
             logger.log(level, what, extra={"reason": text})
 
-    def _say_streaming(self, slot_name: str, is_new: bool) -> None:
+    def _say_streaming(self, slot: ReadySlot) -> None:
         self._said = None
-        temporary = self.settings.slot_name is None
-        facts = {"slot": slot_name, "publications": ",".join(self.settings.publications), "epoch": self.epoch}
+        facts = {"slot": slot.name, "publications": ",".join(self.settings.publications), "epoch": self.epoch}
         logger.info("streaming", extra=facts)
-        if temporary and is_new:
+        if self.settings.slot_name is None and slot.is_new:
             logger.info("the slot is temporary: what is committed while nobody reads is lost; set SLOT_NAME to keep it")
 
 
@@ -646,11 +533,6 @@ async def _closing(catalogue: Catalogue) -> AsyncIterator[None]:
         yield
     finally:
         await catalogue.close()
-
-
-async def _stands_at(catalogue: Catalogue, slot_name: str) -> int:
-    slot = await slots.slot_status(catalogue, slot_name)
-    return (slot.confirmed_flush_lsn if slot is not None else None) or 0
 
 
 def _raise_what_ended(chores: Sequence[asyncio.Task[None]]) -> None:

@@ -130,7 +130,7 @@ class Meter:
         self.trouble: Trouble | None = None
         self.tables: Counter[Relation] = Counter()
         """Changes by table, since the start."""
-        self.changes = self.transactions = self.unreadable = self.connections = self.slots_replaced = 0
+        self.changes = self.transactions = self.unreadable = self.connections = 0
         self.progress_at: float | None = None
         self._samples: deque[tuple[float, int, int, int]] = deque()
         self._named: set[str] = set()

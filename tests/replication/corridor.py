@@ -12,9 +12,10 @@ import psycopg
 
 from replication.changes import Chunk, Envelope
 from replication.lsn import LSN, Position
+from replication.options import ReplicatorSettings
 from replication.publisher import Publisher, Tick
 from replication.record import Record
-from replication.replicator import RecordStore, Replicator, ReplicatorSettings
+from replication.replicator import RecordStore, Replicator
 
 LIMIT_S = 30.0
 

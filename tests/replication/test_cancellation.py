@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from replication.changes import Envelope
+from replication.options import ReplicatorSettings
 from replication.publisher import Tick
-from replication.replicator import Replicator, ReplicatorSettings
+from replication.replicator import Replicator
 from tests.replication.corridor import MemoryStore, Recorder, execute
 
 

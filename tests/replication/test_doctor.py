@@ -21,7 +21,7 @@ from django.core.management import CommandError, call_command
 
 from replication.doctor import examine
 from replication.findings import Finding, Subject
-from replication.replicator import ReplicatorSettings
+from replication.options import ReplicatorSettings
 from streaming.roster import configured_roster
 from tests.replication.corridor import MemoryStore, Recorder, streaming, value
 from tests.servers import PostgresCluster, ValkeyServer, free_port, postgres_versions

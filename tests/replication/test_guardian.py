@@ -15,7 +15,7 @@ from replication.changes import Envelope
 from replication.errors import StreamEnded
 from replication.guardian import LOOK_S, Guardian
 from replication.lsn import LSN
-from replication.replicator import ReplicatorSettings
+from replication.options import ReplicatorSettings
 from tests.replication.corridor import MemoryStore, Recorder, execute, started, streaming, until, value
 from tests.servers import PostgresCluster, postgres_versions
 

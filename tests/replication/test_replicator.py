@@ -18,8 +18,9 @@ from django.db import OperationalError
 from replication import progress, replicator
 from replication.changes import Envelope
 from replication.lsn import BEGINNING, LSN, Position
+from replication.options import ReplicatorSettings
 from replication.record import Record
-from replication.replicator import Replicator, ReplicatorSettings
+from replication.replicator import Replicator
 from tests.replication.corridor import (
     Line,
     MemoryStore,

@@ -22,8 +22,8 @@ from replication.changelog import Changelog
 from replication.changes import Change, Chunk, Column, Envelope, Relation, change_size
 from replication.configuration import Webhook
 from replication.lsn import BEGINNING, Position
+from replication.options import ReplicatorSettings
 from replication.record import Record
-from replication.replicator import ReplicatorSettings
 from replication.webhooks import Form, Post, Splitter, Webhooks, WebhookSettings, retry_after_s
 from streaming.payloads import legacy_commit_timestamp, legacy_payload
 from tests.replication.corridor import MemoryStore, Recorder, confirmed_lsn, execute, started, streaming, until

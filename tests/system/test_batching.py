@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from replication.connection import ReplicationConnection
-from replication.replicator import ReplicatorSettings
+from replication.options import ReplicatorSettings
 from streaming.hub import Hub
 from streaming.local import LocalPublisher
 from streaming.phoenix import V2
