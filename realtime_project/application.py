@@ -94,7 +94,7 @@ def make_application(hub: Hub) -> Any:
     http = get_asgi_application()
 
     from streaming import short_way
-    from streaming.dashboard import live_application
+    from streaming.dashboard_socket import live_application
     from streaming.middleware import configured_verifier
     from streaming.routing import websocket_application
 
