@@ -530,15 +530,16 @@ async def test_a_transaction_that_a_predecessor_began_to_publish_is_posted_from_
 ) -> None:
     store, dying = MemoryStore(), Dying()
     async with streaming(settings, dying, store):
-        await execute(settings.dsn, "INSERT INTO users SELECT n, 'x' FROM generate_series(1, 20000) n")
+        # About two megabytes in the stream, of which one is read at a time.
+        await execute(settings.dsn, "INSERT INTO users SELECT n, 'x' FROM generate_series(1, 40000) n")
         await until(lambda: bool(dying.envelopes), "the first link")
     (link,) = dying.envelopes
     assert not link.chunks[-1].is_last
     assert store.saved[-1].published == link.last
     async with telling(settings, store, receiver, max_rows=1000):
-        requests = await got(receiver, 20)
-    assert [id_ for request in requests for id_ in request.ids] == list(range(1, 20001))
-    assert _parts(requests) == [(number, number == 20) for number in range(1, 21)]
+        requests = await got(receiver, 40)
+    assert [id_ for request in requests for id_ in request.ids] == list(range(1, 40001))
+    assert _parts(requests) == [(number, number == 40) for number in range(1, 41)]
 
 
 async def test_a_beginning_that_is_no_longer_to_be_had_is_told_of(
