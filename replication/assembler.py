@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from struct import Struct
 
 from replication import pgoutput
 from replication.changes import CHANGE_OVERHEAD, TRUNCATE, Change, Chunk, Column, Relation
@@ -17,6 +18,9 @@ from replication.record import OWN_TABLES
 _INSERT, _UPDATE, _DELETE, _RELATION, _BEGIN, _COMMIT = b"IUDRBC"
 _OID = slice(XLOG_DATA_HEADER + 1, XLOG_DATA_HEADER + 5)
 _OVERHEAD = CHANGE_OVERHEAD - XLOG_DATA_HEADER
+_BEGIN_FRAME, _COMMIT_FRAME = Struct("!25xBQqI"), Struct("!25xBxQQ8x")
+_END_OF_TIME = 1 << 57
+"""Microseconds that are certainly before the year 9999."""
 _new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
@@ -149,6 +153,36 @@ class Assembler:
         self._lsn, self._ordinal, self._size = lsn, ordinal, size
         is_complete = number > start and (size >= self._max_bytes or len(changes) >= self._max_rows)
         return number, self.take() if is_complete else None
+
+    def feed_commit(self, frames: Sequence[bytes], start: int) -> Chunk | None:
+        """Take three frames that are a whole transaction with one row change of the table before: most commits are.
+
+        They are taken as `feed` takes their payloads, in half the time. `None`: they are something else, for `feed`.
+        """
+        begin, row, commit = frames[start : start + 3]
+        if (
+            row[_OID] != self._row_oid
+            or row[XLOG_DATA_HEADER] not in pgoutput.ROW_KINDS
+            or len(begin) != _BEGIN_FRAME.size
+            or len(commit) != _COMMIT_FRAME.size
+            or not begin[0] == row[0] == commit[0] == XLOG_DATA
+            or self._begin is not None
+        ):
+            return None
+        kind, final_lsn, microseconds, xid = _BEGIN_FRAME.unpack(begin)
+        end_kind, lsn, end_lsn = _COMMIT_FRAME.unpack(commit)
+        (start_lsn,) = unpack_start_lsn(row)
+        size = len(row) + _OVERHEAD
+        if kind != _BEGIN or end_kind != _COMMIT or lsn != final_lsn or not start_lsn:
+            return None
+        if size >= self._max_bytes or self._max_rows <= 1 or not 0 <= microseconds < _END_OF_TIME:
+            return None
+        self._lsn, self._ordinal, self.end_lsn = start_lsn, 0, end_lsn
+        changes = []
+        if self._row_relation is not None:
+            changes.append(_new_tuple(Change, (start_lsn, 0, self._row_relation, row[XLOG_DATA_HEADER:])))
+        committed_at = pgoutput.POSTGRES_EPOCH + timedelta(microseconds=microseconds)
+        return Chunk(final_lsn, committed_at, xid, changes, is_last=True, size=size if changes else 0)
 
     @property
     def relations(self) -> list[Relation]:

@@ -99,10 +99,10 @@ class Changelog:
             return None
         if above.commit_lsn != self.last.commit_lsn:
             self._newest_size = 0
-        self._kept.append(_Kept(above.last, now, above))
+        self.last = above.last
+        self._kept.append(_Kept(self.last, now, above))
         self.size += above.size
         self._newest_size += above.size
-        self.last = above.last
         return above
 
     def bury(self, tombstone: Tombstone, now: float) -> None:

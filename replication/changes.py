@@ -23,6 +23,8 @@ ENVELOPE_VERSION = 2
 CHANGE_OVERHEAD = 200
 """Bytes that Python adds to the data of one change in memory, roughly."""
 
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long
+
 TRUNCATE = b"T"
 """The data of a change that is one table of a TRUNCATE."""
 
@@ -140,11 +142,11 @@ class Chunk:
     def last(self) -> Position:
         """The position of its last change."""
         change = self.changes[-1]
-        return Position(self.commit_lsn, change.lsn, change.ordinal)
+        return _new_tuple(Position, (self.commit_lsn, change.lsn, change.ordinal))
 
     def above(self, position: Position) -> Chunk | None:
         """The part of it that comes after ``position``: all of it, some of it, or `None`."""
-        if position < self.first:
+        if position.commit_lsn < self.commit_lsn or position < self.first:
             return self
         if position >= self.last:
             return None

@@ -68,6 +68,11 @@ def xlog_kind(frame: bytes) -> int | None:
     return frame[XLOG_DATA_HEADER] if len(frame) > XLOG_DATA_HEADER and frame[0] == XLOG_DATA else None
 
 
+def is_quiet_keepalive(frame: bytes) -> bool:
+    """A keepalive that wants no answer: whatever comes after it tells more."""
+    return len(frame) == _KEEPALIVE.size and frame[0] == _K and not frame[-1]
+
+
 def parse(frame: bytes) -> XLogData | PrimaryKeepalive:
     """Read one CopyData frame of the walsender.
 

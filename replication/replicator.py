@@ -20,7 +20,7 @@ from replication.assembler import Assembler
 from replication.changelog import Changelog
 from replication.changes import Chunk, Envelope, Relation
 from replication.connection import ReplicationConnection, with_address
-from replication.copy_both import PrimaryKeepalive, xlog_kind, xlog_payload
+from replication.copy_both import PrimaryKeepalive, is_quiet_keepalive, xlog_kind, xlog_payload
 from replication.errors import (
     ConnectionFailed,
     PgOutputError,
@@ -382,10 +382,17 @@ class Replicator:
             await asyncio.gather(*chores, return_exceptions=True)
 
     def _read(self, frames: list[bytes], assembler: Assembler, *, more: bool) -> None:
-        now, number = time.monotonic(), 0
+        now, today, number = time.monotonic(), int(time.time()), 0
         if frames:
             self.meter.progress_at = now
         while number < len(frames):
+            if is_quiet_keepalive(frames[number]) and number + 1 < len(frames):
+                number += 1  # a busy server sends one or two with each transaction
+                continue
+            if number + 3 <= len(frames) and (chunk := assembler.feed_commit(frames, number)) is not None:
+                self._keep(chunk, now, today)
+                number += 3
+                continue
             chunk, ahead = None, number + SOME_ROWS
             # (Of one-row transactions every third frame is a row, but never two together.)
             if (
@@ -395,20 +402,20 @@ class Replicator:
             ):
                 number, chunk = assembler.feed_rows(frames, number)
             if chunk is None and number < len(frames):
-                chunk = self._read_one(frames[number], assembler, now)
+                chunk = self._read_one(frames[number], assembler, now, today)
                 number += 1
             if chunk is not None:
-                self._keep(chunk, now)
+                self._keep(chunk, now, today)
         if frames and (payload := xlog_payload(frames[-1])) is not None:
             self._progress.received(payload[0])
         if not more and (chunk := assembler.take()) is not None:
-            self._keep(chunk, now)
+            self._keep(chunk, now, today)
 
-    def _read_one(self, frame: bytes, assembler: Assembler, now: float) -> Chunk | None:
+    def _read_one(self, frame: bytes, assembler: Assembler, now: float, today: int) -> Chunk | None:
         if (payload := xlog_payload(frame)) is None:
             keepalive = copy_both.parse(frame)
             assert isinstance(keepalive, PrimaryKeepalive)
-            self._agree(self._history.heard(keepalive, now, int(time.time())))
+            self._agree(self._history.heard(keepalive, now, today))
             return None
         try:
             return assembler.feed(*payload)
@@ -423,8 +430,8 @@ class Replicator:
             # History went back on the same timeline (a restored backup, say): what was published is not what is there.
             logger.warning("a new history begins: another transaction stands at the published position")
 
-    def _keep(self, chunk: Chunk, now: float) -> None:
-        self._agree(self._history.keep(chunk, now, int(time.time())))
+    def _keep(self, chunk: Chunk, now: float, today: int) -> None:
+        self._agree(self._history.keep(chunk, now, today))
         self.meter.read(chunk)
 
     async def _learn(self, catalogue: Catalogue, assembler: Assembler) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -79,25 +80,84 @@ def test_rows_that_are_taken_together_are_the_same(version: int, name: str, opti
     frames = [b"w" + struct.pack("!QQq", lsn, 0, 0) + data for lsn, data in stream]
     assembler, chunks, number = Assembler(_TYPE_NAMES, **options), [], 0  # type: ignore[arg-type]
     while number < len(frames):
-        number, chunk = assembler.feed_rows(frames, number)
-        if chunk is None and number < len(frames):
-            chunk = assembler.feed(*stream[number])
-            number += 1
+        if number + 3 <= len(frames) and (chunk := assembler.feed_commit(frames, number)) is not None:
+            number += 3
+        else:
+            number, chunk = assembler.feed_rows(frames, number)
+            if chunk is None and number < len(frames):
+                chunk = assembler.feed(*stream[number])
+                number += 1
         if chunk is not None:
             chunks.append(chunk)
+    assert list(map(_shown, chunks)) == list(map(_shown, _told(name, version, **options)))
 
-    def shown(chunks: list[Chunk]) -> list[object]:
-        return [
-            (
-                chunk.commit_lsn,
-                chunk.is_last,
-                chunk.size,
-                [(c.lsn, c.ordinal, str(c.relation), c.data) for c in chunk.changes],
-            )
-            for chunk in chunks
-        ]
 
-    assert shown(chunks) == shown(_told(name, version, **options))
+def _shown(chunk: Chunk) -> object:
+    changes = [(c.lsn, c.ordinal, str(c.relation), c.data) for c in chunk.changes]
+    return chunk.commit_lsn, chunk.committed_at, chunk.xid, chunk.is_last, chunk.size, changes
+
+
+def _one_row_commit() -> tuple[Assembler, list[bytes], Chunk]:
+    """Three frames that are a transaction, an assembler that has read them before, and what it made of them."""
+    stream = [(lsn, data) for lsn, data in _load(18, "origin") if data[:1] in b"BRIC"]
+    assembler = Assembler(_TYPE_NAMES)
+    (chunk,) = [chunk for message in stream if (chunk := assembler.feed(*message)) is not None]
+    frames = [b"w" + struct.pack("!QQq", lsn, 0, 0) + data for lsn, data in stream if data[:1] in b"BIC"]
+    assert [frame[25:26] for frame in frames] == [b"B", b"I", b"C"]
+    return assembler, frames, chunk
+
+
+def test_a_commit_of_one_row_is_taken_at_once() -> None:
+    assembler, frames, chunk = _one_row_commit()
+    end_lsn, assembler.end_lsn = assembler.end_lsn, 0
+    taken = assembler.feed_commit([b"k", *frames], 1)
+    assert taken is not None
+    assert _shown(taken) == _shown(chunk)
+    assert (assembler.end_lsn, assembler.idle) == (end_lsn, True)
+    assert assembler.position.lsn == chunk.last.lsn
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(lambda frame: frame[:-1], id="cut short"),
+        pytest.param(lambda frame: frame + b"x", id="too long"),
+        pytest.param(lambda frame: b"x" + frame[1:], id="no XLogData"),
+        pytest.param(lambda frame: frame[:25] + b"M" + frame[26:], id="another message"),
+        pytest.param(lambda _: b"k" + struct.pack("!QqB", 0, 0, 0), id="a keepalive"),
+        pytest.param(lambda frame: frame[:26] + b"\xff" * 20 + frame[46:], id="other numbers"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_commit_of_one_row_is_left_alone(odd: Callable[[bytes], bytes], place: int) -> None:
+    assembler, frames, chunk = _one_row_commit()
+    odd_frames = [odd(frame) if number == place else frame for number, frame in enumerate(frames)]
+    before = assembler.end_lsn, assembler.position
+    taken = assembler.feed_commit(odd_frames, 0)
+    if place == 1 and odd_frames[1][:30] == frames[1][:30]:
+        assert taken is not None, "whoever decodes the row says what is wrong with it"
+    else:
+        assert taken is None
+        assert (assembler.end_lsn, assembler.position) == before
+        taken = assembler.feed_commit(frames, 0)
+        assert taken is not None
+        assert _shown(taken) == _shown(chunk)
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 1}, {"max_bytes": 200}])
+def test_a_commit_of_one_row_that_fills_a_chunk_is_left_alone(options: dict[str, object]) -> None:
+    stream = [(lsn, data) for lsn, data in _load(18, "origin") if data[:1] in b"BRIC"]
+    assembler = Assembler(_TYPE_NAMES, **options)  # type: ignore[arg-type]
+    chunks = [chunk for message in stream if (chunk := assembler.feed(*message)) is not None]
+    assert [(len(chunk.changes), chunk.is_last) for chunk in chunks] == [(1, False), (0, True)]
+    frames = [b"w" + struct.pack("!QQq", lsn, 0, 0) + data for lsn, data in stream if data[:1] in b"BIC"]
+    assert assembler.feed_commit(frames, 0) is None
+
+
+def test_within_a_transaction_no_other_is_taken() -> None:
+    assembler, frames, _ = _one_row_commit()
+    assembler.feed(0, frames[0][25:])
+    assert assembler.feed_commit(frames, 0) is None
 
 
 def test_a_keepalive_ends_what_is_taken_together() -> None:

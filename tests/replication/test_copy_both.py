@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 
 import pytest
@@ -13,6 +14,7 @@ from replication.copy_both import (
     PrimaryKeepalive,
     StandbyStatusUpdate,
     XLogData,
+    is_quiet_keepalive,
     parse,
     xlog_kind,
     xlog_payload,
@@ -108,3 +110,10 @@ def test_the_quick_way_takes_exactly_the_frames_that_are_xlog_data(frame: bytes)
     else:
         expected = (message.start_lsn, message.data) if isinstance(message, XLogData) else None
         assert xlog_payload(frame) == expected
+
+
+def test_a_keepalive_is_quiet_if_it_wants_no_answer() -> None:
+    quiet, asking = (b"k" + struct.pack("!QqB", 0x16B374D848, 0, asks) for asks in (0, 1))
+    assert is_quiet_keepalive(quiet)
+    for other in (asking, quiet[:-1], quiet + b"\0", b"w" + quiet[1:], b""):
+        assert not is_quiet_keepalive(other)
