@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ KEPT_BYTES = 64
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = b"IUDT"
 
 
+@lru_cache(maxsize=16)
 def current_commit_timestamp(committed_at: datetime) -> str:
     """``2024-01-02T03:04:05.678Z``: milliseconds, the rest cut off."""
     return f"{committed_at:%Y-%m-%dT%H:%M:%S}.{committed_at.microsecond // 1000:03d}Z"
@@ -149,11 +151,12 @@ class CurrentRelation:
         plain = self._plain.one(data, self._head_at(commit_timestamp))
         return None if plain is None else plain[0]
 
-    def plain_data_of_all(self, rows: Sequence[bytes], commit_timestamp: str) -> list[bytes] | None:
+    def plain_data_of_all(self, rows: Sequence[bytes], commit_timestamps: Sequence[str]) -> list[bytes] | None:
         """The same for some INSERTs, if all are of plain texts; else `None`."""
         if self._plain is None or max(map(len, rows)) > self._max_bytes:
             return None
-        return self._plain.many(rows, self._head_at(commit_timestamp))
+        heads = {stamp: self._head_at(stamp) for stamp in set(commit_timestamps)}
+        return self._plain.many(rows, [heads[stamp] for stamp in commit_timestamps])
 
     def _head_at(self, commit_timestamp: str) -> bytes:
         if commit_timestamp != self._stamp:

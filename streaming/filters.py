@@ -137,3 +137,15 @@ def topics_of_plain_row(plan: Plan, values: Sequence[bytes], joined: Collection[
         if (topic := head + text) in joined and has_column_topic(text):
             topics.append(topic)
     return topics
+
+
+def topics_of_plain_rows(plan: Plan, values: Sequence[bytes], joined: Collection[str]) -> list[tuple[int, int, str]]:
+    """The same for many rows, one behind the other: which row, the number of the column in the plan, and the topic."""
+    found = []
+    for number, (index, head) in enumerate(plan.columns):
+        for row, value in enumerate(values[index + 1 :: plan.shared.width]):
+            text = value.decode()
+            if (topic := head + text) in joined and has_column_topic(text):
+                found.append((row, number, topic))
+    found.sort()
+    return found

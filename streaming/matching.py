@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
 from typing import TypeAlias
@@ -19,7 +20,7 @@ from streaming.audiences import Audience, AudienceKey, Deferred, Released
 from streaming.binding_index import Alternatives, BindingIndex, BindingPlan
 from streaming.bindings import Binding, Shape, rejected
 from streaming.current_payloads import CurrentRelation, Images, current_commit_timestamp
-from streaming.filters import Plan, TopicIndex, topics_of_plain_row, topics_of_row
+from streaming.filters import Plan, TopicIndex, topics_of_plain_row, topics_of_plain_rows, topics_of_row
 from streaming.knowledge import Answers, Failed, Knowledge
 from streaming.payloads import legacy_commit_timestamp
 from streaming.phoenix import Serializer
@@ -142,125 +143,161 @@ class Matcher:
                 del self._topics[audience.topic]
                 self._index.discard(audience.topic)
 
-    def match(self, chunks: Iterable[Chunk]) -> list[Audience]:
+    def match(self, chunks: Sequence[Chunk]) -> list[Audience]:
         """Make the messages of some changes: the audiences that have any, with ``messages`` and ``order`` filled.
 
         A change that cannot be read is reported; current channels get it with ``errors``, legacy ones do not. Whoever
         takes the messages clears them (`clear`). See also ``waiting``.
         """
-        plans, touched, counters = self._index.plans, self._touched, self.counters
-        has_bindings = bool(self._bindings)
-        for chunk in chunks:
-            counters.changes += len(chunk.changes)
-            stamps = _Stamps(chunk)
-            is_bound = has_bindings and self._is_bound(chunk)
-            for change in self._match_runs(chunk, stamps, is_bound=is_bound):
-                if is_bound:
-                    binding_plan = self._bindings.plans_of(change.relation).get(change.data[0])
-                    if binding_plan is not None and binding_plan.is_watched:
-                        self._match_bindings(chunk, change, binding_plan, stamps.current)
-                try:
-                    of_events = plans[change.relation]
-                except KeyError:
-                    of_events = self._index.plans_of(change.relation)
-                if not of_events:
-                    continue
-                try:
-                    plan = of_events[change.data[0]]
-                    if not plan.watched:
-                        continue
-                    payload, topics = self._render(change, plan, stamps.legacy)
-                except (PgOutputError, ValueError, LookupError) as error:
-                    self._report(chunk, change, error)
-                    continue
-                event, is_secured = plan.event, plan.is_secured
-                positioned: bytes | None = None
-                for topic in topics:
-                    self._order += 1
-                    for audience in self._topics[topic].values():
-                        if is_secured and not audience.subscription.sees_secured:
-                            continue
-                        if not audience.messages:
-                            touched.append(audience)
-                        shown = payload
-                        if audience.positions:
-                            if positioned is None:
-                                positioned = payload[:-1] + self.position_member(chunk, change) + b"}"
-                            shown = positioned
-                        if self.star_event:
-                            audience.order.append(self._order)
-                            audience.messages.append(audience.encode(ALL_EVENTS, shown))
-                        audience.order.append(self._order)
-                        audience.messages.append(audience.encode(event, shown))
-        self._touched, self._order = [], 0
+        for second in _seconds(chunks):
+            if len(second) == 1:
+                changes = second[0].changes
+                origins = [second[0]] * len(changes)
+            else:
+                changes = [change for chunk in second for change in chunk.changes]
+                origins = [chunk for chunk in second for _ in chunk.changes]
+            self.counters.changes += len(changes)
+            commit_timestamp = legacy_commit_timestamp(second[0].committed_at)
+            if len(changes) < _RUN or self.star_event:
+                self._match_each(origins, changes, commit_timestamp)
+            else:
+                self._match_runs(origins, changes, commit_timestamp)
+        touched, self._touched, self._order = self._touched, [], 0
         return touched
+
+    def _match_each(self, origins: Sequence[Chunk], changes: Sequence[Change], commit_timestamp: str) -> None:
+        """Put some changes of one second into the messages, one by one; ``origins`` has the chunk of each."""
+        plans, touched, has_bindings = self._index.plans, self._touched, bool(self._bindings)
+        for chunk, change in zip(origins, changes, strict=True):
+            if has_bindings:
+                bound = self._bindings.plans_of(change.relation).get(change.data[0])
+                if bound is not None and bound.is_watched:
+                    self._match_bindings(chunk, change, bound, current_commit_timestamp(chunk.committed_at))
+            try:
+                of_events = plans[change.relation]
+            except KeyError:
+                of_events = self._index.plans_of(change.relation)
+            if not of_events:
+                continue
+            try:
+                plan = of_events[change.data[0]]
+                if not plan.watched:
+                    continue
+                payload, topics = self._render(change, plan, commit_timestamp)
+            except (PgOutputError, ValueError, LookupError) as error:
+                self._report(chunk, change, error)
+                continue
+            event, is_secured = plan.event, plan.is_secured
+            positioned: bytes | None = None
+            for topic in topics:
+                self._order += 1
+                for audience in self._topics[topic].values():
+                    if is_secured and not audience.subscription.sees_secured:
+                        continue
+                    if not audience.messages:
+                        touched.append(audience)
+                    shown = payload
+                    if audience.positions:
+                        if positioned is None:
+                            positioned = payload[:-1] + self.position_member(chunk, change) + b"}"
+                        shown = positioned
+                    if self.star_event:
+                        audience.order.append(self._order)
+                        audience.messages.append(audience.encode(ALL_EVENTS, shown))
+                    audience.order.append(self._order)
+                    audience.messages.append(audience.encode(event, shown))
 
     # Runs
 
-    def _match_runs(self, chunk: Chunk, stamps: _Stamps, *, is_bound: bool) -> Iterator[Change]:
-        """Put long runs of one table and event into the messages at once, and hand out the other changes in between."""
-        changes = chunk.changes
-        if len(changes) < _RUN or self.star_event:
-            yield from changes
-            return
+    def _match_runs(self, origins: Sequence[Chunk], changes: Sequence[Change], commit_timestamp: str) -> None:
+        """The same, but with long runs of one table and event put into the messages together."""
+        end = 0
         for relation, group in groupby(changes, _RELATION_OF):
-            of_events = self._index.plans_of(relation)
-            bindings = self._bindings.plans_of(relation) if is_bound else {}
-            if not of_events and not any(plan.is_watched for plan in bindings.values()):
+            of_table = list(group)
+            start, end = end, end + len(of_table)
+            plans, bounds = self._index.plans_of(relation), self._bindings.plans_of(relation) if self._bindings else {}
+            if not plans and not any(plan.is_watched for plan in bounds.values()):
                 continue
-            for kind, same in groupby(group, _kind_of):
-                plan, bound = of_events.get(kind), bindings.get(kind)
+            for kind, same in groupby(of_table, _kind_of):
+                run = list(same)
+                chunks = origins[start : start + len(run)]
+                start += len(run)
+                plan, bound = plans.get(kind), bounds.get(kind)
                 plan = plan if plan is not None and plan.watched else None
                 bound = bound if bound is not None and bound.is_watched else None
                 if plan is None and bound is None:
                     continue
-                run = list(same)
-                if len(run) < _RUN or not _is_for_all(kind, plan, bound):
-                    yield from run
+                if len(run) < _RUN or not _goes_together(kind, bound):
+                    self._match_each(chunks, run, commit_timestamp)
                     continue
-                for start in range(0, len(run), _BLOCK):
-                    block = run[start : start + _BLOCK]
-                    if not self._match_block(chunk, block, plan, bound, stamps):
-                        yield from block
+                for first in range(0, len(run), _BLOCK):
+                    last = first + _BLOCK
+                    if not self._match_block(chunks[first:last], run[first:last], plan, bound, commit_timestamp):
+                        self._match_each(chunks[first:last], run[first:last], commit_timestamp)
 
     def _match_block(
-        self, chunk: Chunk, block: Sequence[Change], plan: Plan | None, bound: BindingPlan | None, stamps: _Stamps
+        self,
+        chunks: Sequence[Chunk],
+        block: Sequence[Change],
+        plan: Plan | None,
+        bound: BindingPlan | None,
+        commit_timestamp: str,
     ) -> bool:
         """Put changes of one table and event into the messages; false if they have to be looked at one by one."""
         rows, relation = [change.data for change in block], block[0].relation
-        payloads = plan.shared.plain_payloads(rows, stamps.legacy) if plan is not None else []
+        values = plan.shared.plain_values(rows) if plan is not None else []
         concerned = self._concerned_by_all(bound) if bound is not None else {}
-        if payloads is None or concerned is None:
+        if values is None or concerned is None:
             return False
         data: dict[Shape, list[bytes]] = {}
-        for shape in {bindings[0].shape for bindings in concerned.values()}:
-            if (texts := self._in_shape(relation, shape).plain_data_of_all(rows, stamps.current)) is None:
-                return False
-            data[shape] = texts
+        if concerned:
+            stamps = [current_commit_timestamp(chunk.committed_at) for chunk in chunks]
+            for shape in {bindings[0].shape for bindings in concerned.values()}:
+                if (texts := self._in_shape(relation, shape).plain_data_of_all(rows, stamps)) is None:
+                    return False
+                data[shape] = texts
         self.counters.rendered += len(block)
         self.counters.tables[relation] += len(block)
-        topics = plan.topics if plan is not None else ()
-        step, first = len(topics) + 1, self._order + 1
+        first = self._order + 1
+        step = 1 + (len(plan.topics) + len(plan.columns) if plan is not None else 0)
+        self._order += step * len(block)
         hearers: list[_Hearer] = []
         for audience, bindings in concerned.items():
             head, tail = audience.around_change(bindings)
             around = (head, tail) if audience.positions else (head, b"}" + tail)
             hearers.append((audience, first, around, data[bindings[0].shape]))
-        if plan is not None:
-            hearers += self._hearers(plan, payloads, first + 1)
+        found = topics_of_plain_rows(plan, values, self._topics) if plan is not None and plan.columns else []
+        payloads: Mapping[int, bytes] = {}
+        if plan is not None and (found or plan.topics):
+            # Without topics that hear every change, only those are rendered that a column's topic hears.
+            numbers = range(len(block)) if plan.topics else list(dict.fromkeys(number for number, _, _ in found))
+            payloads = plan.shared.plain_payloads(rows[0][0], values, numbers, commit_timestamp)
+            hearers += self._hearers(plan, list(payloads.values()), first + 1)
         members: list[bytes] = []
         for audience, number, (head, tail), texts in hearers:
             if not audience.messages:
                 self._touched.append(audience)
             if audience.positions:
-                members = members or [self.position_member(chunk, change) for change in block]
+                members = members or list(map(self.position_member, chunks, block))
                 audience.messages += [
                     head + text + member + b"}" + tail for text, member in zip(texts, members, strict=True)
                 ]
             else:
                 audience.messages += [head + text + tail for text in texts]
             audience.order += range(number, number + step * len(block), step)
-        self._order += step * len(block)
+        for number, column, topic in found:
+            assert plan is not None
+            order = first + step * number + 1 + len(plan.topics) + column
+            for audience in self._topics[topic].values():
+                if plan.is_secured and not audience.subscription.sees_secured:
+                    continue
+                if not audience.messages:
+                    self._touched.append(audience)
+                shown = payloads[number]
+                if audience.positions:
+                    shown = shown[:-1] + self.position_member(chunks[number], block[number]) + b"}"
+                audience.order.append(order)
+                audience.messages.append(audience.encode(plan.event, shown))
         return True
 
     def _hearers(self, plan: Plan, payloads: list[bytes], first: int) -> Iterator[_Hearer]:
@@ -293,12 +330,6 @@ class Matcher:
         logger.error("change left out", extra=facts)
 
     # Bindings
-
-    def _is_bound(self, chunk: Chunk) -> bool:
-        """Whether some binding may want some of the changes."""
-        plans_of = self._bindings.plans_of
-        relations = {change.relation for change in chunk.changes}
-        return any(plan.is_watched for relation in relations for plan in plans_of(relation).values())
 
     def _match_bindings(self, chunk: Chunk, change: Change, plan: BindingPlan, commit_timestamp: str) -> None:
         """Put one change into the messages of the audiences that have a binding which wants it."""
@@ -506,25 +537,20 @@ def _kind_of(change: Change) -> int:
     return change.data[0]
 
 
-def _is_for_all(kind: int, plan: Plan | None, bound: BindingPlan | None) -> bool:
-    """Whether nobody looks at the rows, so that who hears one hears all."""
-    if bound is not None and (kind != _INSERT or bound.looks_at_rows):
-        return False
-    return kind != _TRUNCATE_KIND and (plan is None or not plan.columns)
+def _goes_together(kind: int, bound: BindingPlan | None) -> bool:
+    """Whether changes can be looked at together: rows of which a binding wants every one, or none."""
+    return kind != _TRUNCATE_KIND and (bound is None or (kind == _INSERT and not bound.looks_at_rows))
 
 
-class _Stamps:
-    """When a chunk was committed, as each protocol writes it."""
+def _seconds(chunks: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
+    """The chunks that were committed within the same second: all that legacy payloads tell of the time."""
+    start = 0
+    while start < len(chunks):
+        second, end = chunks[start].committed_at.replace(microsecond=0), start + 1
+        while end < len(chunks) and _NO_TIME <= chunks[end].committed_at - second < _SECOND:
+            end += 1
+        yield chunks[start:end]
+        start = end
 
-    __slots__ = ("_committed_at", "_current", "legacy")
 
-    def __init__(self, chunk: Chunk) -> None:
-        self._committed_at = chunk.committed_at
-        self.legacy = legacy_commit_timestamp(chunk.committed_at)
-        self._current: str | None = None
-
-    @property
-    def current(self) -> str:
-        if self._current is None:
-            self._current = current_commit_timestamp(self._committed_at)
-        return self._current
+_NO_TIME, _SECOND = timedelta(0), timedelta(seconds=1)

@@ -51,6 +51,7 @@ class LegacyRelation:
 
     def __init__(self, relation: Relation) -> None:
         self.names = [column.name for column in relation.columns]
+        self.width = 1 + len(self.names)
         self._converters: list[tuple[int, Callable[[str], str]]] = [
             (index, legacy_timestamp)
             for index, column in enumerate(relation.columns)
@@ -140,13 +141,25 @@ class LegacyRelation:
             self._set_stamp(commit_timestamp)
         return plain.one(data, self._plain_heads[data[0]])
 
-    def plain_payloads(self, rows: Sequence[bytes], commit_timestamp: str) -> list[bytes] | None:
-        """The payloads of some changes of one kind, if all are of plain texts; else `None`."""
-        if (plain := self._plain.get(rows[0][0])) is None:
-            return None
+    def plain_values(self, rows: Sequence[bytes]) -> list[bytes] | None:
+        """The values of some changes of one kind, if all are of plain texts; else `None`.
+
+        They stand one behind the other, each row's behind something else: `width` of them belong to a row.
+        """
+        plain = self._plain.get(rows[0][0])
+        return None if plain is None else plain.split(rows)
+
+    def plain_payloads(
+        self, kind: int, values: list[bytes], numbers: Sequence[int], commit_timestamp: str
+    ) -> dict[int, bytes]:
+        """By their numbers the payloads of some of the rows whose values `plain_values` has found."""
         if commit_timestamp != self._stamp:
             self._set_stamp(commit_timestamp)
-        return plain.many(rows, self._plain_heads[rows[0][0]])
+        if len(numbers) * self.width < len(values):
+            starts = [number * self.width for number in numbers]
+            values = [value for start in starts for value in values[start : start + self.width]]
+        texts = self._plain[kind].join(values, [self._plain_heads[kind]] * len(numbers))
+        return dict(zip(numbers, texts, strict=True))
 
 
 def _plain_timestamp(text: bytes) -> bytes:

@@ -49,8 +49,13 @@ class PlainRows:
         parts[::2] = values
         return b"".join(parts), values
 
-    def many(self, rows: Sequence[bytes], head: bytes) -> list[bytes] | None:
+    def many(self, rows: Sequence[bytes], heads: Sequence[bytes]) -> list[bytes] | None:
         """The same for each of some messages of one kind, in a third of the time; `None` if one is not plain."""
+        values = self.split(rows)
+        return None if values is None else self.join(values, heads)
+
+    def split(self, rows: Sequence[bytes]) -> list[bytes] | None:
+        """The values of some messages of one kind, each row's behind something else; `None` if one is not plain."""
         width = self._width
         values = plain_rows(rows)
         if values is None or len(values) != width * len(rows) or not _are_plain(values):
@@ -60,13 +65,16 @@ class PlainRows:
             if None in converted:
                 return None
             values[index::width] = converted  # type: ignore[assignment]  # there is no None any more
-        lengths = map(len, values)
-        sizes = map(sum, zip(*[lengths] * width, strict=True))
-        ends = list(accumulate(map((len(head) + self._size).__add__, sizes)))
-        values[::width] = [head] * len(rows)
+        return values
+
+    def join(self, values: list[bytes], heads: Sequence[bytes]) -> list[bytes]:
+        """For each row of such values a head and the object. The heads are put into the values."""
+        values[:: self._width] = heads
+        sizes = map(sum, zip(*[map(len, values)] * self._width, strict=True))
+        ends = list(accumulate(map(self._size.__add__, sizes)))
         parts = [b""] * (2 * len(values))
         parts[::2] = values
-        parts[1::2] = self._between * len(rows)
+        parts[1::2] = self._between * len(heads)
         text = b"".join(parts)
         return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 

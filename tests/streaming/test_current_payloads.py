@@ -149,10 +149,12 @@ def test_many_rows_at_once_give_what_each_gives_alone(data: st.DataObject) -> No
     row = st.tuples(*(_values[name] for name in types)).map(list)
     rows = [_insert(values) for values in data.draw(st.lists(row, min_size=1, max_size=5))]
     shared = CurrentRelation(relation(*types), Shape(numbers_as_text=data.draw(st.booleans())), 1 << 20)
-    together, apart = shared.plain_data_of_all(rows, STAMP), [shared.plain_data(row, STAMP) for row in rows]
+    stamps = [data.draw(st.sampled_from([STAMP, "2026-11-26T07:00:00.001Z"])) for _ in rows]
+    together = shared.plain_data_of_all(rows, stamps)
+    apart = [shared.plain_data(row, stamp) for row, stamp in zip(rows, stamps, strict=True)]
     assert together == (None if None in apart else apart)
 
 
 def test_a_row_over_the_bound_leaves_all_to_the_long_way() -> None:
     shared = CurrentRelation(relation("text"), Shape(), 100)
-    assert shared.plain_data_of_all([_insert(["a"]), _insert(["x" * 100])], STAMP) is None
+    assert shared.plain_data_of_all([_insert(["a"]), _insert(["x" * 100])], [STAMP] * 2) is None

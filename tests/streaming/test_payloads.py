@@ -349,17 +349,24 @@ def test_many_rows_at_once_show_what_each_shows_alone(rows: list[tuple[str | Non
     columns = tuple(Column(name, "text", 25, -1, False) for name in ("a", "b", "c"))
     shared, stamp = LegacyRelation(Relation(1, "public", "t", "d", columns)), "2019-07-18T17:02:35Z"
     data = [_row(*row, kind=kind) for row in rows]
-    together, apart = shared.plain_payloads(data, stamp), [shared.plain_payload(row, stamp) for row in data]
-    if together is not None:
-        assert together == [plain[0] for plain in apart if plain is not None]
-    assert (together is None) == (None in apart)
+    values, apart = shared.plain_values(data), [shared.plain_payload(row, stamp) for row in data]
+    assert (values is None) == (None in apart)
+    if values is not None:
+        together = shared.plain_payloads(kind[0], values, range(len(rows)), stamp)
+        assert together == {number: plain[0] for number, plain in enumerate(apart) if plain is not None}
+        some = range(0, len(rows), 2)
+        assert shared.plain_payloads(kind[0], values, some, stamp) == {number: together[number] for number in some}
 
 
 def test_timestamps_of_many_rows_are_written_as_those_of_one() -> None:
     columns = (Column("id", "int8", 20, -1, True), Column("at", "timestamptz", 1184, -1, False))
     shared, stamp = LegacyRelation(Relation(1, "public", "t", "d", columns)), "2019-07-18T17:02:35Z"
     data = [_row("1", "2021-02-16 23:47:47.51+05:30"), _row("2", "infinity"), _row("3", "2021-02-16 00:00:00+00")]
-    assert shared.plain_payloads(data, stamp) == [shared.payload(decode_row(row), stamp)[0] for row in data]
+    values = shared.plain_values(data)
+    assert values is not None
+    assert list(shared.plain_payloads(data[0][0], values, range(3), stamp).values()) == [
+        shared.payload(decode_row(row), stamp)[0] for row in data
+    ]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +390,7 @@ def test_one_odd_row_leaves_all_of_them_to_the_long_way(odd: bytes, place: int) 
     shared = LegacyRelation(Relation(1, "public", "t", "d", columns))
     rows = [_row("1", "a"), _row("2", "t")]
     rows.insert(place, odd)
-    assert shared.plain_payloads(rows, "2019-07-18T17:02:35Z") is None
+    assert shared.plain_values(rows) is None
 
 
 @given(st.binary(max_size=60))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Collection
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -18,7 +18,15 @@ from streaming.phoenix import serializer_for
 from streaming.subscriptions import Subscription
 
 AT = datetime(2026, 11, 25, 18, 30, 1, 500, tzinfo=UTC)
-TOPICS = ("realtime:*", "realtime:public", "realtime:public:users", "realtime:public:orders:id=eq.7")
+TOPICS = (
+    "realtime:*",
+    "realtime:public",
+    "realtime:public:users",
+    "realtime:public:users:name=eq.plain",
+    "realtime:public:users:id=eq.7",
+    "realtime:public:orders:id=eq.7",
+    "realtime:private:audit:id=eq.3",
+)
 CHANNELS = {
     "everything": (Binding("*", "*", "*"),),
     "users": (Binding("INSERT", "public", "users"), Binding("*", "public", "users"), Binding("DELETE", "*", "*")),
@@ -71,8 +79,9 @@ def changes(dice: random.Random) -> list[Change]:
 
 
 def delivered(
-    chunks: list[Chunk], channels: Collection[str], *, positions: bool
-) -> dict[str, tuple[list[bytes], list[int]]]:
+    batches: Sequence[Sequence[Chunk]], channels: Collection[str], *, positions: bool
+) -> dict[str, list[tuple[int, int, bytes]]]:
+    """For each topic and channel its messages, each behind the number of its batch and its place in that."""
     matcher = Matcher()
     matcher.epoch = "epoch"
     subscriptions = [
@@ -82,27 +91,40 @@ def delivered(
     audiences: list[Audience] = [
         matcher.audience(subscription, serializer_for("1.0.0")) for subscription in subscriptions
     ]
-    matcher.match(chunks)
-    return {audience.topic: (audience.messages, audience.order) for audience in audiences}
+    result: dict[str, list[tuple[int, int, bytes]]] = {audience.topic: [] for audience in audiences}
+    for number, chunks in enumerate(batches):
+        touched = matcher.match(chunks)
+        assert {audience.topic for audience in touched} == {audience.topic for audience in audiences if audience.order}
+        for audience in touched:
+            assert audience.order == sorted(audience.order)
+            result[audience.topic] += [
+                (number, order, message) for order, message in zip(audience.order, audience.messages, strict=True)
+            ]
+        matcher.clear(touched)
+    return result
 
 
 @pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("channels", [(), *((name,) for name in CHANNELS), tuple(CHANNELS)], ids=" and ".join)
 @pytest.mark.parametrize("seed", range(10))
 def test_runs_read_as_the_same_changes_one_by_one(seed: int, channels: tuple[str, ...], positions: bool) -> None:
-    made = changes(random.Random(seed))
-    together = delivered([Chunk(5000, AT, 7, made)], channels, positions=positions)
-    apart = delivered([Chunk(5000, AT, 7, [change]) for change in made], channels, positions=positions)
-    for name in (*TOPICS, *channels):
-        assert together[name][0] == apart[name][0]
-    in_order = [
-        [
-            message
-            for _, message in sorted(
-                (order, message) for who in result.values() for message, order in zip(*who, strict=True)
-            )
+    made = changes(dice := random.Random(seed))
+    one_transaction = [Chunk(5000, AT, 7, made)]
+    # Commits of one row each, some of them in the same second as the one before, some at another time.
+    at, commits = AT, []
+    for number, change in enumerate(made):
+        at += timedelta(milliseconds=dice.choice([0, 1, 1, 1, 7, 7, 1_500 if dice.random() < 0.1 else 2, -3]))
+        commits.append(Chunk(5000 + number, at, 7, [change]))
+    for together, apart in (
+        ([one_transaction], [[Chunk(5000, AT, 7, [change])] for change in made]),
+        ([commits], [[commit] for commit in commits]),
+    ):
+        one, other = (delivered(batches, channels, positions=positions) for batches in (together, apart))
+        for name in (*TOPICS, *channels):
+            assert [message for _, _, message in one[name]] == [message for _, _, message in other[name]]
+        in_order = [
+            [message for _, _, message in sorted(line for lines in result.values() for line in lines)]
+            for result in (one, other)
         ]
-        for result in (together, apart)
-    ]
-    assert in_order[0] == in_order[1]
-    assert len(in_order[0]) > 300
+        assert in_order[0] == in_order[1]
+        assert len(in_order[0]) > 300
