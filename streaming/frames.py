@@ -8,7 +8,6 @@ Source: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from struct import Struct
 
 _SHORT, _LONG = Struct("!BBH"), Struct("!BBQ")
@@ -41,6 +40,8 @@ def text_frames(messages: Sequence[bytes]) -> bytes:
 
 def message_frames(messages: Sequence[bytes], opcode: int) -> bytes:
     """The frames of some messages that are all `TEXT` or all `BINARY`, one behind the other."""
+    if len(messages) == 1 and (size := len(messages[0])) <= FRAGMENT_BYTES:
+        return _header(opcode, size) + messages[0]
     sizes = list(map(len, messages))
     if opcode == TEXT and max(sizes, default=0) < _MOST:
         parts = [b""] * (2 * len(messages))
@@ -67,11 +68,16 @@ class Parcel:
     ``opcode`` says what they all are, `TEXT` or `BINARY`.
     """
 
+    frames: bytes
+    """All messages as websocket frames, encoded at most once."""
+
     def __init__(self, messages: Sequence[bytes], opcode: int = TEXT) -> None:
         self.messages, self.opcode, self.count = messages, opcode, len(messages)
         self.size = sum(map(len, messages))
 
-    @cached_property
-    def frames(self) -> bytes:
-        """All messages as websocket frames, encoded at most once."""
-        return message_frames(self.messages, self.opcode)
+    def __getattr__(self, name: str) -> bytes:
+        # Asked for what is not there yet. (A cached_property takes a lock until Python 3.12, and more time than this.)
+        if name != "frames":
+            raise AttributeError(name)
+        self.frames = message_frames(self.messages, self.opcode)
+        return self.frames

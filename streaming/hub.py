@@ -449,24 +449,21 @@ class Hub:
             self._matcher.clear(touched)
             return
         # A socket that has joined several of the topics gets all in their order; sockets with the same ones share.
-        by_outlet: dict[Outlet, list[int]] = {}
+        first: dict[Outlet, int] = {}
+        of_several: dict[Outlet, list[int]] = {}
         for number, audience in enumerate(touched):
             for outlet in audience.outlets:
-                by_outlet.setdefault(outlet, []).append(number)
+                if (before := first.setdefault(outlet, number)) != number:
+                    of_several.setdefault(outlet, [before]).append(number)
         by_audiences: dict[tuple[int, ...], list[Outlet]] = {}
-        for outlet, numbers in by_outlet.items():
+        for outlet, numbers in of_several.items():
             by_audiences.setdefault(tuple(numbers), []).append(outlet)
         for numbers_key, outlets in by_audiences.items():
-            if len(numbers_key) == 1:
-                messages = touched[numbers_key[0]].messages
-            else:
-                several = [touched[number] for number in numbers_key]
-                merged = merge(
-                    *(zip(audience.order, audience.messages, strict=True) for audience in several), key=_order
-                )
-                messages = [message for _, message in merged]
-            self._hand_out(messages, outlets)
+            several = [touched[number] for number in numbers_key]
+            merged = merge(*(zip(audience.order, audience.messages, strict=True) for audience in several), key=_order)
+            self._hand_out([message for _, message in merged], outlets)
         for audience in touched:
+            self._hand_out(audience.messages, audience.outlets.keys() - of_several if of_several else audience.outlets)
             self.pace.note(audience)
         self._matcher.clear(touched)
 
@@ -490,6 +487,13 @@ def _order(item: tuple[int, bytes]) -> int:
 
 
 def _parcels(messages: Sequence[bytes]) -> Iterable[Parcel]:
+    whole = Parcel(messages)
+    if whole.size <= PARCEL_BYTES:
+        return [whole]
+    return _several_parcels(messages)
+
+
+def _several_parcels(messages: Sequence[bytes]) -> Iterable[Parcel]:
     ends, start = list(accumulate(map(len, messages))), 0
     while ends[-1] - (before := ends[start - 1] if start else 0) > PARCEL_BYTES:
         end = max(start + 1, bisect_right(ends, before + PARCEL_BYTES, lo=start))
