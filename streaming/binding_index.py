@@ -5,7 +5,7 @@ A filter that does not match costs nothing if it has an ``eq`` or ``in`` that Py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -161,6 +161,30 @@ class BindingPlan:
         wanted += found
         return wanted, [(binding, alternatives) for binding, alternatives in asked.items() if binding not in found]
 
+    def match_rows(self, texts: Sequence[str], width: int) -> dict[int, list[Binding]] | None:
+        """Who besides `always` wants which of some new rows, in their order; `None` if one has to be looked at alone.
+
+        The texts of the rows stand one behind the other, each row's behind something else: ``width`` belong to a row.
+        """
+        if self.tested:
+            return None
+        wanted: dict[int, list[Binding]] = {}
+        for column_index, index in self._indexes.items():
+            try:
+                values = list(map(index.key, texts[column_index + 1 :: width]))
+            except (ValueError, ArithmeticError):
+                return None
+            for number, value in enumerate(values):
+                for entry in index.by_value.get(value, _NOBODY).values():
+                    verdict = not entry.tests or _verdict(
+                        entry.tests, list(texts[number * width + 1 : (number + 1) * width])
+                    )
+                    if verdict is True:
+                        wanted.setdefault(number, []).append(entry.binding)
+                    elif verdict is not False:
+                        return None
+        return dict(sorted(wanted.items()))
+
     def _candidates(self, row: list[Text]) -> Iterable[_Entry]:
         for column_index, index in self._indexes.items():
             text = row[column_index]
@@ -174,6 +198,9 @@ class BindingPlan:
                         yield from entries.values()
         if self.tested:
             yield from self.tested.values()
+
+
+_NOBODY: Mapping[Binding, _Entry] = {}
 
 
 def _filed_under(condition: Condition, facts: ColumnFacts, operand: Operand) -> tuple[Key, tuple[Any, ...]] | None:

@@ -15,7 +15,7 @@ from replication.changes import TRUNCATE, Change, Chunk, Relation
 from replication.configuration import BROADCAST_EVERYTHING, Configuration
 from replication.errors import PgOutputError
 from replication.lsn import Position
-from replication.pgoutput import decode_row
+from replication.pgoutput import decode_row, plain_rows
 from streaming.audiences import Audience, AudienceKey, Deferred, Released
 from streaming.binding_index import Alternatives, BindingIndex, BindingPlan
 from streaming.bindings import Binding, Shape, rejected
@@ -246,26 +246,42 @@ class Matcher:
         """Put changes of one table and event into the messages; false if they have to be looked at one by one."""
         rows, relation = [change.data for change in block], block[0].relation
         values = plan.shared.plain_values(rows) if plan is not None else []
-        concerned = self._concerned_by_all(bound) if bound is not None else {}
-        if values is None or concerned is None:
+        of_all: dict[Audience, list[Binding]] | None = {}
+        of_some: dict[int, list[Binding]] | None = {}
+        if bound is not None and bound.looks_at_rows:
+            of_some = _wanted_by_number(bound, relation, rows)
+        elif bound is not None:
+            of_all = self._concerned_by_all(bound)
+        if values is None or of_all is None or of_some is None:
             return False
-        data: dict[Shape, list[bytes]] = {}
-        if concerned:
-            stamps = [current_commit_timestamp(chunk.committed_at) for chunk in chunks]
-            for shape in {bindings[0].shape for bindings in concerned.values()}:
-                if (texts := self._in_shape(relation, shape).plain_data_of_all(rows, stamps)) is None:
+        data: dict[Shape, dict[int, bytes]] = {}
+        if of_all or of_some:
+            numbers = list(of_some) or range(len(block))
+            shapes = {bindings[0].shape for bindings in of_all.values()}
+            shapes.update(binding.shape for bindings in of_some.values() for binding in bindings)
+            stamps = [current_commit_timestamp(chunks[number].committed_at) for number in numbers]
+            for shape in shapes:
+                shared = self._in_shape(relation, shape)
+                texts = shared.plain_data_of_all([rows[number] for number in numbers], stamps)
+                if texts is None:
                     return False
-                data[shape] = texts
-        self.counters.rendered += len(block)
-        self.counters.tables[relation] += len(block)
+                data[shape] = dict(zip(numbers, texts, strict=True))
+        count = len(block) if plan is not None or of_all else len(of_some)
+        self.counters.rendered += count
+        self.counters.tables[relation] += count
         first = self._order + 1
         step = 1 + (len(plan.topics) + len(plan.columns) if plan is not None else 0)
-        self._order += step * len(block)
         hearers: list[_Hearer] = []
-        for audience, bindings in concerned.items():
+        for audience, bindings in of_all.items():
             head, tail = audience.around_change(bindings)
             around = (head, tail) if audience.positions else (head, b"}" + tail)
-            hearers.append((audience, first, around, data[bindings[0].shape]))
+            hearers.append((audience, first, around, list(data[bindings[0].shape].values())))
+        for number, bindings in of_some.items():
+            assert bound is not None
+            self._order = first + step * number
+            shown = {shape: texts[number] for shape, texts in data.items()}
+            self._hand_to_holders(bindings, shown, bound, chunks[number], block[number])
+        self._order = first - 1 + step * len(block)
         found = topics_of_plain_rows(plan, values, self._topics) if plan is not None and plan.columns else []
         payloads: Mapping[int, bytes] = {}
         if plan is not None and (found or plan.topics):
@@ -274,7 +290,7 @@ class Matcher:
             payloads = plan.shared.plain_payloads(rows[0][0], values, numbers, commit_timestamp)
             hearers += self._hearers(plan, list(payloads.values()), first + 1)
         members: list[bytes] = []
-        for audience, number, (head, tail), texts in hearers:
+        for audience, order, (head, tail), texts in hearers:
             if not audience.messages:
                 self._touched.append(audience)
             if audience.positions:
@@ -284,7 +300,7 @@ class Matcher:
                 ]
             else:
                 audience.messages += [head + text + tail for text in texts]
-            audience.order += range(number, number + step * len(block), step)
+            audience.order += range(order, order + step * len(block), step)
         for number, column, topic in found:
             assert plan is not None
             order = first + step * number + 1 + len(plan.topics) + column
@@ -293,11 +309,11 @@ class Matcher:
                     continue
                 if not audience.messages:
                     self._touched.append(audience)
-                shown = payloads[number]
+                payload = payloads[number]
                 if audience.positions:
-                    shown = shown[:-1] + self.position_member(chunks[number], block[number]) + b"}"
+                    payload = payload[:-1] + self.position_member(chunks[number], block[number]) + b"}"
                 audience.order.append(order)
-                audience.messages.append(audience.encode(plan.event, shown))
+                audience.messages.append(audience.encode(plan.event, payload))
         return True
 
     def _hearers(self, plan: Plan, payloads: list[bytes], first: int) -> Iterator[_Hearer]:
@@ -367,6 +383,19 @@ class Matcher:
         self.counters.rendered += 1
         self.counters.tables[relation] += 1
         self._order += 1
+        self._hand_to_holders(wanted, data, plan, chunk, change, asked=asked)
+
+    def _hand_to_holders(
+        self,
+        wanted: Sequence[Binding],
+        data: Mapping[Shape, bytes],
+        plan: BindingPlan,
+        chunk: Chunk,
+        change: Change,
+        *,
+        asked: Sequence[tuple[Binding, Alternatives]] = (),
+    ) -> None:
+        """Put one change into the messages of those whose bindings want it, or do as PostgreSQL says (``asked``)."""
         if len(wanted) == 1 and not asked:
             self._send_to_holders(wanted[0], data, plan, chunk, change)
             return
@@ -538,8 +567,23 @@ def _kind_of(change: Change) -> int:
 
 
 def _goes_together(kind: int, bound: BindingPlan | None) -> bool:
-    """Whether changes can be looked at together: rows of which a binding wants every one, or none."""
-    return kind != _TRUNCATE_KIND and (bound is None or (kind == _INSERT and not bound.looks_at_rows))
+    """Whether changes can be looked at together."""
+    return kind == _INSERT or (kind != _TRUNCATE_KIND and bound is None)
+
+
+def _wanted_by_number(bound: BindingPlan, relation: Relation, rows: Sequence[bytes]) -> dict[int, list[Binding]] | None:
+    """Who wants which of some INSERTs, by their numbers; `None` if one of them has to be looked at alone."""
+    values = plain_rows(rows)
+    width = 1 + len(relation.columns)
+    if values is None or len(values) != width * len(rows):
+        return None
+    try:
+        found = bound.match_rows(list(map(bytes.decode, values)), width)
+    except UnicodeDecodeError:
+        return None
+    if found is not None and bound.always:
+        return {number: [*bound.always, *found.get(number, ())] for number in range(len(rows))}
+    return found
 
 
 def _seconds(chunks: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from replication.changes import TRUNCATE, Change, Chunk, Column, Relation
+from replication.facts import Collation, ColumnFacts, TableFacts, TypeFacts
 from streaming.audiences import Audience
 from streaming.bindings import Binding, Shape
 from streaming.filter_language import Condition
@@ -33,10 +34,36 @@ CHANNELS = {
     "two shapes": (Binding("*", "public", "orders"), Binding("INSERT", "public", "orders", shape=Shape(None, True))),
     "one column": (Binding("INSERT", "public", "users", shape=Shape(frozenset(["id"]))),),
     "filtered": (Binding("INSERT", "private", "audit", (Condition("id", "eq", "7"),)), Binding("UPDATE", "*", "*")),
+    "one user": (Binding("*", "public", "users", (Condition("id", "eq", "7"),)),),
+    "some users": (
+        Binding("INSERT", "public", "users", (Condition("id", "in", "(3,7,9)"), Condition("name", "neq", "schön"))),
+        Binding("INSERT", "public", "users", (Condition("name", "eq", "plain"),), Shape(frozenset(["id"]))),
+    ),
+    "one order and all": (
+        Binding("INSERT", "public", "orders", (Condition("id", "eq", "7"),), Shape(None, True)),
+        Binding("*", "public", "*"),
+    ),
+    "small orders": (Binding("INSERT", "public", "orders", (Condition("id", "lt", "4"),)),),
 }
+_ID = ColumnFacts("int8", TypeFacts("int8", "bigint", "N"))
+_NAME = ColumnFacts("text", TypeFacts("text", "text", "S"), Collation(is_deterministic=True, is_utf8=True))
 RELATIONS = [
-    Relation(1, "public", "users", "f", (Column("id", "int8", 20, -1, True), Column("name", "text", 25, -1, False))),
-    Relation(2, "public", "orders", "d", (Column("id", "int8", 20, -1, True),)),
+    Relation(
+        1,
+        "public",
+        "users",
+        "f",
+        (Column("id", "int8", 20, -1, True), Column("name", "text", 25, -1, False)),
+        TableFacts((_ID, _NAME), ("id",), row_security=False),
+    ),
+    Relation(
+        2,
+        "public",
+        "orders",
+        "d",
+        (Column("id", "int8", 20, -1, True),),
+        TableFacts((_ID,), ("id",), row_security=True),
+    ),
     Relation(3, "private", "audit", "d", (Column("id", "int8", 20, -1, True),)),
 ]
 
@@ -67,12 +94,15 @@ def data(dice: random.Random, relation: Relation) -> bytes:
 
 def changes(dice: random.Random) -> list[Change]:
     made: list[Change] = []
-    while len(made) < 300:
+    while len(made) < 800:
         relation = dice.choice(RELATIONS)
-        if dice.random() < 0.3:
+        if dice.random() < 0.6:
             kind, name = dice.choice(["I", "I", "U"]).encode(), dice.choice(["plain", "schön", None])
-            row = kind + struct.pack("!I", relation.oid) + b"N" + cells(*["7", name][: len(relation.columns)])
-            made += [Change(1000 + len(made) + number, 0, relation, row) for number in range(dice.choice([20, 300]))]
+            head, is_mixed = kind + struct.pack("!I", relation.oid) + b"N", dice.random() < 0.7
+            for _ in range(dice.choice([20, 300])):
+                values = [str(dice.randint(1, 9)), dice.choice(["plain", name])] if is_mixed else ["7", name]
+                row = head + cells(*values[: len(relation.columns)])
+                made.append(Change(1000 + len(made), 0, relation, row))
         for _ in range(dice.choice([1, 3, 40])):
             made.append(Change(1000 + len(made), 0, relation, data(dice, relation)))
     return made
@@ -86,7 +116,10 @@ def delivered(
     matcher.epoch = "epoch"
     subscriptions = [
         *(Subscription(topic, positions=positions) for topic in TOPICS),
-        *(Subscription(name, CHANNELS[name], positions=positions) for name in channels),
+        *(
+            Subscription(name, CHANNELS[name], positions=positions, sees_secured=name != "one order and all")
+            for name in channels
+        ),
     ]
     audiences: list[Audience] = [
         matcher.audience(subscription, serializer_for("1.0.0")) for subscription in subscriptions
