@@ -2,8 +2,8 @@
  *
  *     load PORT PATH CLIENTS MESSAGES IDLE_S LIMIT_S AT_ONCE TOPIC JOIN EVENT
  *
- * Opens CLIENTS connections to 127.0.0.1, joins TOPIC on each ({n} in it is the number of the client), prints "ready SECONDS" when all have joined, and then
- * counts the messages of EVENT; JOIN is the payload of the join. It ends when every client has MESSAGES of them, when nothing came for IDLE_S seconds, or
+ * Opens CLIENTS connections to 127.0.0.1, joins TOPIC on each, prints "ready SECONDS" when all have joined, and then
+ * counts the messages of EVENT; JOIN is the payload of the join, and {n} in TOPIC or JOIN the number of the client. It ends when every client has MESSAGES of them, when nothing came for IDLE_S seconds, or
  * after LIMIT_S seconds whatever happens, and prints one line of JSON. A message that holds "@@" and a number of
  * microseconds since 1970 is timed against it.
  *
@@ -202,18 +202,21 @@ static size_t take_frames(struct client *client, const char *data, size_t len)
 
 static void join(struct client *client)
 {
-    char text[2048], frame[2100];
-    const char *number = strstr(topic, "{n}");
-    int before = number ? (int)(number - topic) : (int)strlen(topic);
-    int len = snprintf(text, sizeof text, "{\"topic\":\"%.*s", before, topic);
-    if (number && len < (int)sizeof text)
-        len += snprintf(text + len, sizeof text - (size_t)len, "%d%s", (int)(client - clients), number + 3);
-    if (len < (int)sizeof text)
-        len += snprintf(text + len, sizeof text - (size_t)len, "\",\"event\":\"phx_join\",\"payload\":%s,\"ref\":\"1\"}",
-                        join_payload);
-    if (len >= (int)sizeof text)
+    char pattern[2048], text[2048], frame[2100];
+    int pattern_len = snprintf(pattern, sizeof pattern,
+                               "{\"topic\":\"%s\",\"event\":\"phx_join\",\"payload\":%s,\"ref\":\"1\"}", topic, join_payload);
+    size_t len = 0, room = sizeof text - 12;
+    for (const char *at = pattern; *at && len < room && pattern_len < (int)sizeof pattern;) {
+        if (strncmp(at, "{n}", 3)) {
+            text[len++] = *at++;
+        } else {
+            len += (size_t)sprintf(text + len, "%d", (int)(client - clients));
+            at += 3;
+        }
+    }
+    if (pattern_len >= (int)sizeof pattern || len >= room)
         die("the topic is too long");
-    send_all(client, frame, make_frame(frame, sizeof frame, 1, text, (size_t)len));
+    send_all(client, frame, make_frame(frame, sizeof frame, 1, text, len));
 }
 
 /* Take the answer to the upgrade, and join. Returns how many bytes it was; 0 if it is not all there yet. */

@@ -80,8 +80,8 @@ def compiled() -> Path:
 class LoadClients:
     """``clients`` sockets on one topic, each waiting for ``messages`` of an event; all have joined when it is entered.
 
-    ``{n}`` in the topic is the number of the client, from 0. ``at_once`` of them shake hands at a time. After
-    ``idle_s`` without a message (`IDLE_S`) nothing more is expected.
+    ``{n}`` in the topic or in the payload of the join is the number of the client, from 0. ``at_once`` of them shake
+    hands at a time. After ``idle_s`` without a message (`IDLE_S`) nothing more is expected.
 
     Raises `LoadFailed` if they cannot connect, or are refused.
     """

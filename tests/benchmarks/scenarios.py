@@ -60,6 +60,8 @@ class Scenario:
     writes: Writes
     rate: float | None = None
     topic: str = TOPIC
+    binding: str | None = None
+    """The filter of a `postgres_changes` binding that the clients have, instead of hearing what their topic says."""
     each: int | None = None
     rounds: int = 1
     at_once: int = AT_ONCE
@@ -72,11 +74,16 @@ class Scenario:
     @property
     def join(self) -> str:
         """The payload with which the clients join."""
+        if self.binding is not None:
+            wish = {"event": "INSERT", "schema": "public", "table": TABLE, "filter": self.binding}
+            return json.dumps({"config": {"postgres_changes": [wish]}})
         return '{"config":{}}' if self.is_talk else "{}"
 
     @property
     def event(self) -> str:
         """The messages that count."""
+        if self.binding is not None:
+            return "postgres_changes"
         return {"broadcasts": "broadcast", "presence": "presence_diff"}.get(self.writes, "INSERT")
 
     @property
@@ -100,7 +107,8 @@ class Scenario:
                 return f"{clients} in a room, in which one more client changes its presence {self.rows:,} times"
             case "nothing, again and again":
                 return f"{clients} connect, join and go away, {self.rounds} times"
-        whose = "" if self.each is None else f" on a filter of its own ({self.each} rows of)"
+        kind = "filter" if self.binding is None else "binding"
+        whose = "" if self.each is None else f" on a {kind} of its own ({self.each} rows of)"
         how = f"{self.rate:g} a second" if self.rate else "back to back"
         return f"{clients}{whose}, {self.rows:,} one-row commits {how}"
 
@@ -113,6 +121,7 @@ SCENARIOS = {
         Scenario("burst", 100, 10_000, "one transaction"),
         Scenario("paced", 100, 500, "commits", rate=100),
         Scenario("filters", 1000, 20_000, "commits", topic=f"{TOPIC}:n=eq.{{n}}", each=20),
+        Scenario("bindings", 1000, 20_000, "commits", topic=f"{ROOM} {{n}}", binding="n=eq.{n}", each=20),
         Scenario("broadcast", 500, 1_000, "broadcasts", topic=ROOM),
         Scenario("presence", 500, 200, "presence", topic=ROOM, each=201),  # one tells that it has gone
         Scenario("unwatched", 1, 200_000, "unwatched", each=1),

@@ -27,7 +27,7 @@ def target(realtime_server: RealtimeServer) -> Target:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_scenario_counts_every_message_of_every_client(name: str, target: Target) -> None:
     full = SCENARIOS[name]
-    rows, each = {"filters": (1000, 1), "presence": (20, 21)}.get(name, (20, full.each))
+    rows, each = {"filters": (1000, 1), "bindings": (1000, 1), "presence": (20, 21)}.get(name, (20, full.each))
     scenario = replace(full, clients=3, rows=rows, each=each, rounds=min(full.rounds, 2))
 
     figures = run(scenario, target)
