@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from replication.changes import TRUNCATE, Change, Chunk, Relation
 from replication.configuration import BROADCAST_EVERYTHING, Configuration
@@ -238,13 +238,13 @@ class Matcher:
     def _match_block(
         self,
         chunks: Sequence[Chunk],
-        block: Sequence[Change],
+        changes: Sequence[Change],
         plan: Plan | None,
         bound: BindingPlan | None,
         commit_timestamp: str,
     ) -> bool:
         """Put changes of one table and event into the messages; false if they have to be looked at one by one."""
-        rows, relation = [change.data for change in block], block[0].relation
+        rows, relation = [change.data for change in changes], changes[0].relation
         values = plan.shared.plain_values(rows) if plan is not None else []
         of_all: dict[Audience, list[Binding]] | None = {}
         of_some: dict[int, list[Binding]] | None = {}
@@ -254,56 +254,59 @@ class Matcher:
             of_all = self._concerned_by_all(bound)
         if values is None or of_all is None or of_some is None:
             return False
+        shapes = {binding.shape for bindings in (*of_all.values(), *of_some.values()) for binding in bindings}
+        numbers = list(of_some) or range(len(changes))
         data: dict[Shape, dict[int, bytes]] = {}
-        if of_all or of_some:
-            numbers = list(of_some) or range(len(block))
-            shapes = {bindings[0].shape for bindings in of_all.values()}
-            shapes.update(binding.shape for bindings in of_some.values() for binding in bindings)
+        for shape in shapes:
             stamps = [current_commit_timestamp(chunks[number].committed_at) for number in numbers]
-            for shape in shapes:
-                shared = self._in_shape(relation, shape)
-                texts = shared.plain_data_of_all([rows[number] for number in numbers], stamps)
-                if texts is None:
-                    return False
-                data[shape] = dict(zip(numbers, texts, strict=True))
-        count = len(block) if plan is not None or of_all else len(of_some)
+            shared = self._in_shape(relation, shape)
+            if (texts := shared.plain_data_of_all([rows[number] for number in numbers], stamps)) is None:
+                return False
+            data[shape] = dict(zip(numbers, texts, strict=True))
+        # From here on nothing can go wrong.
+        count = len(changes) if plan is not None or of_all else len(of_some)
         self.counters.rendered += count
         self.counters.tables[relation] += count
-        first = self._order + 1
         step = 1 + (len(plan.topics) + len(plan.columns) if plan is not None else 0)
-        hearers: list[_Hearer] = []
-        for audience, bindings in of_all.items():
-            head, tail = audience.around_change(bindings)
-            around = (head, tail) if audience.positions else (head, b"}" + tail)
-            hearers.append((audience, first, around, list(data[bindings[0].shape].values())))
+        block = _Block(chunks, changes, self._order + 1, step)
+        self._put_for_all(block, [_hearer(audience, bindings, block, data) for audience, bindings in of_all.items()])
         for number, bindings in of_some.items():
             assert bound is not None
-            self._order = first + step * number
+            self._order = block.first + step * number
             shown = {shape: texts[number] for shape, texts in data.items()}
-            self._hand_to_holders(bindings, shown, bound, chunks[number], block[number])
-        self._order = first - 1 + step * len(block)
-        found = topics_of_plain_rows(plan, values, self._topics) if plan is not None and plan.columns else []
-        payloads: Mapping[int, bytes] = {}
-        if plan is not None and (found or plan.topics):
-            # Without topics that hear every change, only those are rendered that a column's topic hears.
-            numbers = range(len(block)) if plan.topics else list(dict.fromkeys(number for number, _, _ in found))
-            payloads = plan.shared.plain_payloads(rows[0][0], values, numbers, commit_timestamp)
-            hearers += self._hearers(plan, list(payloads.values()), first + 1)
+            self._hand_to_holders(bindings, shown, bound, chunks[number], changes[number])
+        if plan is not None:
+            self._put_for_topics(block, plan, values, commit_timestamp)
+        self._order = block.first - 1 + step * len(changes)
+        return True
+
+    def _put_for_all(self, block: _Block, hearers: Iterable[_Hearer]) -> None:
+        """Put all changes of a block into the messages of those who hear each of them."""
         members: list[bytes] = []
         for audience, order, (head, tail), texts in hearers:
             if not audience.messages:
                 self._touched.append(audience)
             if audience.positions:
-                members = members or list(map(self.position_member, chunks, block))
+                members = members or list(map(self.position_member, block.chunks, block.changes))
                 audience.messages += [
                     head + text + member + b"}" + tail for text, member in zip(texts, members, strict=True)
                 ]
             else:
                 audience.messages += [head + text + tail for text in texts]
-            audience.order += range(order, order + step * len(block), step)
+            audience.order += range(order, order + block.step * len(texts), block.step)
+
+    def _put_for_topics(self, block: _Block, plan: Plan, values: list[bytes], commit_timestamp: str) -> None:
+        """Put a block into the messages of legacy channels: all of it, or what a column's topic hears."""
+        found = topics_of_plain_rows(plan, values, self._topics) if plan.columns else []
+        # Without topics that hear every change, only those are rendered that a column's topic hears.
+        numbers = range(len(block.changes)) if plan.topics else list(dict.fromkeys(number for number, _, _ in found))
+        if not numbers:
+            return
+        payloads = plan.shared.plain_payloads(block.changes[0].data[0], values, numbers, commit_timestamp)
+        if plan.topics:
+            self._put_for_all(block, self._hearers(plan, list(payloads.values()), block.first + 1))
         for number, column, topic in found:
-            assert plan is not None
-            order = first + step * number + 1 + len(plan.topics) + column
+            order = block.first + block.step * number + 1 + len(plan.topics) + column
             for audience in self._topics[topic].values():
                 if plan.is_secured and not audience.subscription.sees_secured:
                     continue
@@ -311,10 +314,9 @@ class Matcher:
                     self._touched.append(audience)
                 payload = payloads[number]
                 if audience.positions:
-                    payload = payload[:-1] + self.position_member(chunks[number], block[number]) + b"}"
+                    payload = payload[:-1] + self.position_member(block.chunks[number], block.changes[number]) + b"}"
                 audience.order.append(order)
                 audience.messages.append(audience.encode(plan.event, payload))
-        return True
 
     def _hearers(self, plan: Plan, payloads: list[bytes], first: int) -> Iterator[_Hearer]:
         """Those who have joined a plan's topics, each with the number of its first message, and what it reads."""
@@ -557,6 +559,17 @@ class Matcher:
 
 _RELATION_OF = attrgetter("relation")
 
+
+class _Block(NamedTuple):
+    """Changes of one table and event, each with its chunk. ``first`` is the place of the first message that may be made
+    of them, and between those of one change and of the next are ``step`` places."""
+
+    chunks: Sequence[Chunk]
+    changes: Sequence[Change]
+    first: int
+    step: int
+
+
 _Hearer: TypeAlias = tuple[Audience, int, tuple[bytes, bytes], list[bytes]]
 """An audience, the number of its first message, what stands around its texts, and these: without their closing brace
 where a position follows."""
@@ -569,6 +582,15 @@ def _kind_of(change: Change) -> int:
 def _goes_together(kind: int, bound: BindingPlan | None) -> bool:
     """Whether changes can be looked at together."""
     return kind == _INSERT or (kind != _TRUNCATE_KIND and bound is None)
+
+
+def _hearer(
+    audience: Audience, bindings: list[Binding], block: _Block, data: Mapping[Shape, Mapping[int, bytes]]
+) -> _Hearer:
+    """An audience whose bindings want every change of a block, in one shape."""
+    head, tail = audience.around_change(bindings)
+    around = (head, tail) if audience.positions else (head, b"}" + tail)
+    return audience, block.first, around, list(data[bindings[0].shape].values())
 
 
 def _wanted_by_number(bound: BindingPlan, relation: Relation, rows: Sequence[bytes]) -> dict[int, list[Binding]] | None:
