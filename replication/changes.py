@@ -211,7 +211,9 @@ class Envelope:
             relations = [_interned(packed) for packed in packed_relations]
             chunks = []
             for commit_lsn, committed_us, xid, is_last, packed_changes in packed_chunks:
-                changes = [Change(lsn, ordinal, relations[r], row) for lsn, ordinal, r, row in packed_changes]
+                changes = [
+                    _new_tuple(Change, (lsn, ordinal, relations[r], row)) for lsn, ordinal, r, row in packed_changes
+                ]
                 committed_at = pgoutput.POSTGRES_EPOCH + committed_us * _MICROSECOND
                 size = sum(map(change_size, changes))
                 chunks.append(Chunk(commit_lsn, committed_at, xid, changes, is_last, size))
