@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.servers import wait_until
 from tests.system.browser import OpenPage
 from tests.system.server import RealtimeServer
 
@@ -215,8 +216,8 @@ def test_the_demo_table_stays_small(realtime_server: RealtimeServer, open_page: 
         page = open_page(realtime_server.http_url)
         is_live(page)
         page.get_by_role("button", name="Insert", exact=True).click()
-        expect(page.locator("#latest strong")).to_be_visible()
-        assert connection.execute("SELECT count(*) FROM public.todos").fetchone() == (200,)
+        count = "SELECT count(*) FROM public.todos"
+        wait_until(lambda: connection.execute(count).fetchone() == (200,), "200 rows")
         connection.execute("DELETE FROM public.todos WHERE task = 'one of many'")
 
 
