@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from streaming.frames import message_frames
 from streaming.tally import tally
-from streaming.transport import WAY_EXTENSION
+from streaming.transport import LAST_WORDS_S, WAY_EXTENSION
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class RealtimeProtocol(WebSocketProtocol):  # type: ignore[misc]  # Daphne has n
     # Autobahn's options, where they are not its factory's:
     failByDrop = False  # a client that breaks the protocol is told why (1002, 1007) before the end
     echoCloseCodeReason = True
+    closeHandshakeTimeout = LAST_WORDS_S  # in one second a slow client does not come to the close frame
     maxFramePayloadSize = maxMessagePayloadSize = 0  # Daphne's 1 MiB; `max_message_bytes` takes its place
 
     on_drained: Callable[[], None] | None = None

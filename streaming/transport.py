@@ -85,8 +85,8 @@ _MOST_URGENT = 100
 
 _NOTHING: deque[bytes] = deque()
 
-_LAST_WORDS_S = 5.0
-"""How long a reader may take for what is half out and stands before its close frame."""
+LAST_WORDS_S = 5.0
+"""How long a reader may take for what stands before its close frame, and then to answer that."""
 
 
 class DirectOutlet:
@@ -248,7 +248,7 @@ class DirectOutlet:
         self._urgent.clear()
         self._queue.append(head)
         self.queued_bytes = len(head) - self._offset
-        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._way.abort)
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._way.abort)
 
 
 class AsgiOutlet:

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.servers import wait_until
 from tests.system.golden import LIMIT_S, fields_of, join_frame, stopped_reader
 from tests.system.server import RealtimeServer
+from tests.system.test_metrics import value
 
 TOPIC = "realtime:public:bulk"
 ROWS, VALUE_CHARACTERS = 100, 10_000
@@ -94,6 +95,27 @@ async def test_it_reads_whole_frames_up_to_its_close_frame_if_it_reads_on(server
     assert len(ids) > ROWS
     assert ids == list(range(ids[0], ids[0] + len(ids)))
     assert "bound=bytes" in server.log[said:]
+
+
+async def test_it_hears_why_although_the_rest_takes_it_a_while(server: RealtimeServer) -> None:
+    said, closed = len(server.log), _closed(server)
+    async with eager_reader(server) as eager:
+        with stopped_reader(server.port, TOPIC) as stopped:
+            while "slow reader closed" not in server.log[said:]:
+                await write(server, eager, 1)
+            while _closed(server) == closed:
+                frames = [stopped.frame() for _ in range(10)]
+            # The close frame has left the process, and waits in the kernel behind what has not been read.
+            await asyncio.sleep(1.5)
+            while (frame := stopped.frame()) is not None:
+                frames.append(frame)
+    last = frames[-1]
+    assert last is not None
+    assert (last.type, last.code, last.reason) == ("close", 1013, "slow-reader")
+
+
+def _closed(server: RealtimeServer) -> float:
+    return value(server.port, "closes_total", by="server", code="1013")
 
 
 async def test_its_connection_ends_even_if_it_never_reads_again(server: RealtimeServer) -> None:
