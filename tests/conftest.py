@@ -99,7 +99,8 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         used: dict[str, Any] = getattr(item, "funcargs", {})
-        for name, server in used.items():
-            if isinstance(server, ManagedProcess | PostgresCluster | ValkeyServer):
-                report.sections.append((f"log of {name}", server.log[-_SHOWN_LOG:]))
+        for name, value in used.items():
+            for server in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(server, ManagedProcess | PostgresCluster | ValkeyServer):
+                    report.sections.append((f"log of {name}", server.log[-_SHOWN_LOG:]))
     return report
