@@ -147,6 +147,7 @@ async def test_our_own_limit_counts_what_is_not_published(database18: str, caplo
     guardian = Guardian(publications=("pub",), max_lag_bytes=100 << 20)
     name = settings_for(database18).slot_name
     assert name is not None
+    await fill(database18, 1)  # so that the next four are whole ones, 64 MB
     async with watching(guardian, database18, name):
         await fill(database18, 4)
         await until(lambda: "used half of its budget" in caplog.text, "the warning")
