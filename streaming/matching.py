@@ -167,7 +167,7 @@ class Matcher:
 
     def _match_each(self, origins: Sequence[Chunk], changes: Sequence[Change], commit_timestamp: str) -> None:
         """Put some changes of one second into the messages, one by one; ``origins`` has the chunk of each."""
-        plans, touched, has_bindings = self._index.plans, self._touched, bool(self._bindings)
+        plans, has_bindings = self._index.plans, bool(self._bindings)
         for chunk, change in zip(origins, changes, strict=True):
             if has_bindings:
                 bound = self._bindings.plans_of(change.relation).get(change.data[0])
@@ -187,25 +187,29 @@ class Matcher:
             except (PgOutputError, ValueError, LookupError) as error:
                 self._report(chunk, change, error)
                 continue
-            event, is_secured = plan.event, plan.is_secured
-            positioned: bytes | None = None
             for topic in topics:
                 self._order += 1
-                for audience in self._topics[topic].values():
-                    if is_secured and not audience.subscription.sees_secured:
-                        continue
-                    if not audience.messages:
-                        touched.append(audience)
-                    shown = payload
-                    if audience.positions:
-                        if positioned is None:
-                            positioned = payload[:-1] + self.position_member(chunk, change) + b"}"
-                        shown = positioned
-                    if self.star_event:
-                        audience.order.append(self._order)
-                        audience.messages.append(audience.encode(ALL_EVENTS, shown))
-                    audience.order.append(self._order)
-                    audience.messages.append(audience.encode(event, shown))
+                self._put_for_topic(topic, payload, plan, chunk, change)
+
+    def _put_for_topic(self, topic: str, payload: bytes, plan: Plan, chunk: Chunk, change: Change) -> None:
+        """Put one change into the messages of those who have joined a topic that it belongs to."""
+        order, event, is_secured = self._order, plan.event, plan.is_secured
+        positioned: bytes | None = None
+        for audience in self._topics[topic].values():
+            if is_secured and not audience.subscription.sees_secured:
+                continue
+            if not audience.messages:
+                self._touched.append(audience)
+            shown = payload
+            if audience.positions:
+                if positioned is None:
+                    positioned = payload[:-1] + self.position_member(chunk, change) + b"}"
+                shown = positioned
+            if self.star_event:
+                audience.order.append(order)
+                audience.messages.append(audience.encode(ALL_EVENTS, shown))
+            audience.order.append(order)
+            audience.messages.append(audience.encode(event, shown))
 
     # Runs
 
@@ -257,10 +261,10 @@ class Matcher:
         shapes = {binding.shape for bindings in (*of_all.values(), *of_some.values()) for binding in bindings}
         numbers = list(of_some) or range(len(changes))
         data: dict[Shape, dict[int, bytes]] = {}
+        shown_rows = [rows[number] for number in numbers] if shapes else []
+        stamps = [current_commit_timestamp(chunks[number].committed_at) for number in numbers] if shapes else []
         for shape in shapes:
-            stamps = [current_commit_timestamp(chunks[number].committed_at) for number in numbers]
-            shared = self._in_shape(relation, shape)
-            if (texts := shared.plain_data_of_all([rows[number] for number in numbers], stamps)) is None:
+            if (texts := self._in_shape(relation, shape).plain_data_of_all(shown_rows, stamps)) is None:
                 return False
             data[shape] = dict(zip(numbers, texts, strict=True))
         # From here on nothing can go wrong.
@@ -306,17 +310,8 @@ class Matcher:
         if plan.topics:
             self._put_for_all(block, self._hearers(plan, list(payloads.values()), block.first + 1))
         for number, column, topic in found:
-            order = block.first + block.step * number + 1 + len(plan.topics) + column
-            for audience in self._topics[topic].values():
-                if plan.is_secured and not audience.subscription.sees_secured:
-                    continue
-                if not audience.messages:
-                    self._touched.append(audience)
-                payload = payloads[number]
-                if audience.positions:
-                    payload = payload[:-1] + self.position_member(block.chunks[number], block.changes[number]) + b"}"
-                audience.order.append(order)
-                audience.messages.append(audience.encode(plan.event, payload))
+            self._order = block.first + block.step * number + 1 + len(plan.topics) + column
+            self._put_for_topic(topic, payloads[number], plan, block.chunks[number], block.changes[number])
 
     def _hearers(self, plan: Plan, payloads: list[bytes], first: int) -> Iterator[_Hearer]:
         """Those who have joined a plan's topics, each with the number of its first message, and what it reads."""
